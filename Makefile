@@ -1,0 +1,34 @@
+# `make demo` and `make test` do all of their set-up on a fresh Debian or Ubuntu machine: see .ci/setup.
+.PHONY: help setup demo test test-slow lint check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       a whole session on the simulated animal, then its report"
+	@echo "make test       lint, types, import contracts and tests"
+	@echo "make test-slow  the tests that take longer"
+	@echo "make check      lint, types and import contracts only"
+	@echo "make clean      remove .venv and caches; sessions stay"
+	@echo "PYTHON=...      picks the interpreter of .venv (3.11 or 3.12)"
+
+setup:
+	@PYTHON="$(PYTHON)" bash .ci/setup
+
+demo: setup
+	@.venv/bin/stimloop demo
+
+lint: setup
+	@.venv/bin/ruff check .
+
+check: lint
+	@.venv/bin/mypy --strict rig models stimuli
+	@.venv/bin/lint-imports
+
+test: check
+	@.venv/bin/python -m pytest -m "not slow"
+
+test-slow: setup
+	@.venv/bin/python -m pytest -m slow
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
