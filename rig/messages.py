@@ -1,0 +1,534 @@
+"""All documents of stimloop, their envelope, and their one encoding on the wire and in the journal.
+
+Every process speaks in these documents. This module does no I/O and reads no clock: it turns documents into byte
+frames and back. A document is a JSON header plus raw array frames (dtype, shape, sha256 each); never pickle.
+
+Times are integers in ns and name their clock: `_host_ns` is the host's monotonic clock (`time.perf_counter_ns`),
+`_utc_ns` is UTC. `_sample` counts samples of a device.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from stimuli.spec import Stimulus
+
+MAX_HEADER_BYTES = 8 << 20
+MAX_ARRAY_BYTES = 1 << 30
+MAX_ARRAYS = 8
+_KIND = re.compile(rb'"document":\{"version":\d+,"kind":"([a-z_]+)"')
+_KIND_WITHIN = 1000  # an envelope is shorter
+
+
+class BadDocument(ValueError):
+    """Bytes that are not a document of ours: the sender's fault; counted and refused, never a crash."""
+
+
+class Axes:
+    """Contract of one array field: dtype and named axes, checked whenever a document is made."""
+
+    def __init__(self, dtype: str, axes: str) -> None:
+        """Remember dtype (numpy name) and the axes' names (their number is the rank)."""
+        self.dtype = np.dtype(dtype)
+        self.axes = axes.split()
+
+    def _check(self, value: Any) -> npt.NDArray[Any]:
+        if not isinstance(value, np.ndarray):
+            raise ValueError(f"expected a numpy array, got {type(value).__name__}")
+        if value.dtype != self.dtype:
+            raise ValueError(f"expected dtype {self.dtype}, got {value.dtype}")
+        if value.ndim != len(self.axes):
+            raise ValueError(f"expected axes ({', '.join(self.axes)}), got shape {value.shape}")
+        out = np.ascontiguousarray(value).view()
+        out.flags.writeable = False
+        return out
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate with `_check`; arrays never pass through JSON."""
+        return core_schema.no_info_plain_validator_function(self._check)
+
+
+U8Frames = Annotated[npt.NDArray[np.uint8], Axes("uint8", "frame y x rgb")]
+U8Frame = Annotated[npt.NDArray[np.uint8], Axes("uint8", "y x rgb")]
+F32Rows = Annotated[npt.NDArray[np.float32], Axes("float32", "row latent")]
+F64Units = Annotated[npt.NDArray[np.float64], Axes("float64", "unit")]
+U16Events = Annotated[npt.NDArray[np.uint16], Axes("uint16", "event")]
+U8Events = Annotated[npt.NDArray[np.uint8], Axes("uint8", "event")]
+I64Events = Annotated[npt.NDArray[np.int64], Axes("int64", "event")]
+F64Traces = Annotated[npt.NDArray[np.float64], Axes("float64", "frame unit")]
+
+
+class Document(BaseModel):
+    """What every document shares: frozen, versioned, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    version: Literal[1] = 1
+
+    @model_validator(mode="after")
+    def _axes_agree(self) -> Self:
+        """Columns along one axis have one length; the `unit` axis is as long as `units`."""
+        lengths = {"unit": len(self.units)} if hasattr(self, "units") else {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            for axes in (m.axes for m in field.metadata if isinstance(m, Axes)):
+                for axis, length in zip(axes, value.shape, strict=True):
+                    if lengths.setdefault(axis, length) != length:
+                        raise ValueError(f"{name} has {length} along {axis}, where there are {lengths[axis]}")
+        return self
+
+
+# --- session and processes ------------------------------------------------------------------------------------------
+
+
+class SessionStart(Document):
+    """First document of a journal: everything needed to know what this session is."""
+
+    kind: Literal["session_start"] = "session_start"
+    session: str = Field(description="Name of the session folder.")
+    config_yaml: str = Field(description="The user's config file, verbatim.")
+    config: dict[str, Any] = Field(description="The validated config with all defaults filled in.")
+    versions: dict[str, str] = Field(description="Versions of Python, the program and its libraries.")
+    commit: str | None = Field(description="git commit of the program, None outside a checkout.")
+    dirty: bool | None = Field(description="Whether the checkout had local changes, None outside a checkout.")
+    start_host_ns: int
+    start_utc_ns: int
+
+
+class ProcessStarted(Document):
+    """First document of every process start: ties its monotonic clock to UTC and to one boot of one machine."""
+
+    kind: Literal["process_started"] = "process_started"
+    name: str = Field(description="recorder, rig, model, view or the source's name.")
+    pid: int
+    boot_id: str = Field(description="Identity of the machine's boot; monotonic times never cross it.")
+    start_host_ns: int
+    start_utc_ns: int
+    notes: dict[str, str] = Field(description="What the log must say once: priority, pacing, thread counts ...")
+
+
+class StopRequested(Document):
+    """The rig has shown its last image: nothing more will be presented."""
+
+    kind: Literal["stop_requested"] = "stop_requested"
+    reason: str
+
+
+class SessionStop(Document):
+    """Last document of a journal that was closed in order."""
+
+    kind: Literal["session_stop"] = "session_stop"
+    reason: str
+    presentations: int
+    responses: int
+    usable: int
+    faults: int
+
+
+class Tick(Document):
+    """The passing of time as the folds may know it: journalled about once a second."""
+
+    kind: Literal["tick"] = "tick"
+    tick_host_ns: int
+
+
+class Fault(Document):
+    """Something was lost, late or wrong: said at once, with what was done about it."""
+
+    kind: Literal["fault"] = "fault"
+    what: str = Field(description='Short name, for example "messages lost" or "late proposal".')
+    detail: str
+    done: str = Field(description="What the program did about it.")
+    since_host_ns: int | None = None
+    presentations: tuple[int, ...] = Field(default=(), description="Presentations it touches, where known.")
+
+
+# --- what to show -----------------------------------------------------------------------------------------------------
+
+Role = Literal["candidate", "reference", "reshow", "blank", "fallback"]
+
+
+class Slot(Document):
+    """One planned presentation of a proposal."""
+
+    stimulus: int = Field(ge=0, description="Index into the proposal's `stimuli`.")
+    role: Role
+
+
+class Proposal(Document):
+    """Stimuli to show, in order. Slots from `tail_from` on are shown while the next proposal is computed."""
+
+    kind: Literal["proposal"] = "proposal"
+    proposal: int = Field(ge=0, description="0, 1, 2 ... in the session.")
+    phase: int = Field(ge=0, description="Index of the phase in the config.")
+    agent: str
+    generation: int = Field(ge=0, description="Generation (or block) within the phase.")
+    model_version: str = Field(description="Hash of the agent's state that made it.")
+    stimuli: tuple[Stimulus, ...]
+    plan: tuple[Slot, ...]
+    tail_from: int = Field(ge=1, description="Index into `plan`; len(plan) if there is no tail.")
+    final: bool = Field(description="Perhaps nothing follows in this phase: the rig waits instead of falling back.")
+    fallback: tuple[int, ...] = Field(description="Indices into `stimuli` to show again if the next proposal is late.")
+    frames: U8Frames = Field(description="Finished frames (before the display's gamma table) of latent stimuli.")
+    latents: F32Rows = Field(description="Latent codes, row k made frame k.")
+
+
+class PhaseEnded(Document):
+    """An agent's stop rule held; `last` says that no phase follows."""
+
+    kind: Literal["phase_ended"] = "phase_ended"
+    phase: int
+    reason: str
+    last: bool
+
+
+class WorkDone(Document):
+    """A background computation of the model server finished; its fold takes the result when this comes in order."""
+
+    kind: Literal["work_done"] = "work_done"
+    work: int = Field(description="Number of the work, as the fold counted it.")
+    steps: int = Field(ge=0, description="Steps really taken; a replay takes the same number.")
+    data_through_seq: int = Field(description="Last journal entry the computation knew.")
+    sha256: str = Field(description="Hash of the result.")
+
+
+class ModelUpdated(Document):
+    """The agent or model changed: its version and what it reports to the experimenter."""
+
+    kind: Literal["model_updated"] = "model_updated"
+    phase: int
+    generation: int
+    model_version: str
+    report: dict[str, float] = Field(description="Named figures; `best`, `mean` and `reference` are rates in spikes/s.")
+
+
+# --- what was shown ---------------------------------------------------------------------------------------------------
+
+
+class StimulusPrepared(Document):
+    """The exact 8-bit frame that will reach the screen for a stimulus, after limits and gamma table."""
+
+    kind: Literal["stimulus_prepared"] = "stimulus_prepared"
+    stimulus_id: str
+    proposal: int
+    frame_sha256: str = Field(description="sha256 over the bytes (y, x, rgb) drawn 1:1 on the screen.")
+    frame: U8Frame | None = Field(description="The frame, once per sha256 unless a Proposal of this log holds it.")
+
+
+class TrialIntent(Document):
+    """A trial is about to be shown; sent before its first flip."""
+
+    kind: Literal["trial_intent"] = "trial_intent"
+    trial: int
+    presentations: tuple[int, ...]
+    proposals: tuple[int, ...] = Field(description="Proposal of each presentation.")
+    slots: tuple[int, ...] = Field(description="Index into that proposal's plan, -1 for a fallback.")
+    start_host_ns: int
+
+
+class Presented(Document):
+    """One image was on the screen: what, when by the flip stamps, and how well."""
+
+    kind: Literal["presented"] = "presented"
+    presentation: int = Field(ge=0, description="0, 1, 2 ... in the session.")
+    trial: int
+    position_in_trial: int
+    proposal: int
+    slot: int = Field(description="Index into the proposal's plan, -1 for a fallback.")
+    role: Role
+    stimulus_id: str
+    previous_stimulus_id: str | None = Field(description="Image before it in the same trial, None for the first.")
+    frame_sha256: str
+    due_host_ns: int = Field(description="When the onset flip was due, host clock.")
+    onset_flip_host_ns: int = Field(description="Stamp after the flip that showed the image, host clock.")
+    offset_flip_host_ns: int = Field(description="Stamp after the flip that removed it, host clock.")
+    flips_host_ns: I64Events = Field(description="Stamps of all flips from onset to offset, both included.")
+    late_flips: int = Field(description="Flips later than half a frame after they were due.")
+    dropped_frames: int = Field(description="Frame periods in which no new flip came.")
+    image_row_px: float = Field(description="Screen row of the image centre, from the top.")
+    patch_row_px: float = Field(description="Screen row of the photodiode patch's centre, from the top.")
+    complete: bool = Field(description="False if the presentation was cut short (stop, window lost).")
+
+
+# --- what the devices said --------------------------------------------------------------------------------------------
+
+
+class SpikeBlock(Document):
+    """Spikes that arrived in one period (about 25 ms) from one source, as columns, in order of arrival."""
+
+    kind: Literal["spike_block"] = "spike_block"
+    source: str
+    run: int = Field(description="Acquisition run; numbering and clock start anew with each.")
+    units: tuple[str, ...] = Field(description="Names of the units in this block.")
+    unit: U16Events = Field(description="Index into `units`.")
+    sample: I64Events = Field(description="Device sample of each spike.")
+    arrival_host_ns: I64Events = Field(description="Host time at which its message was received.")
+
+    @model_validator(mode="after")
+    def _units_exist(self) -> Self:
+        if self.unit.size and int(self.unit.max()) >= len(self.units):
+            raise ValueError(f"unit {int(self.unit.max())} lies beyond the {len(self.units)} units there are")
+        return self
+
+
+class EdgeBlock(Document):
+    """TTL edges from one source."""
+
+    kind: Literal["edge_block"] = "edge_block"
+    source: str
+    run: int
+    line: U8Events = Field(description="0-based TTL line.")
+    state: U8Events = Field(description="1 = rising, 0 = falling.")
+    sample: I64Events
+    arrival_host_ns: I64Events
+
+
+class TraceBlock(Document):
+    """Continuous traces (calcium, behaviour) from one source."""
+
+    kind: Literal["trace_block"] = "trace_block"
+    source: str
+    run: int
+    units: tuple[str, ...]
+    sample: I64Events = Field(description="Frame counter or sample of each row.")
+    values: F64Traces = Field(description="In the unit that the source's config names.")
+
+
+class Gap(Document):
+    """A stretch of a device's samples that may miss data."""
+
+    first_sample: int
+    end_sample: int = Field(description="First sample after the gap.")
+    messages: int = Field(description="Messages missing in it, 0 where unknown.")
+
+
+class Continuity(Document):
+    """How far a source's data are complete; sent about 40 times a second after the blocks it covers."""
+
+    kind: Literal["continuity"] = "continuity"
+    source: str
+    run: int
+    state: Literal["connecting", "online", "streaming", "stalled", "offline"]
+    sample_rate_hz: float = Field(description="Nominal rate that the device states.")
+    watermark_sample: int = Field(description="Every event before this sample was delivered, or lies in a gap.")
+    messages: int = Field(description="Messages received in this run so far.")
+    lost_messages: int = Field(description="Messages known to be lost in this run so far.")
+    gaps: tuple[Gap, ...] = Field(default=(), description="New gaps since the last Continuity.")
+
+
+class ClockSample(Document):
+    """A raw pair of one device's sample counter and the host clock."""
+
+    kind: Literal["clock_sample"] = "clock_sample"
+    source: str
+    run: int
+    device_sample: int = Field(description="First sample after the block whose arrival is stamped.")
+    arrival_host_ns: int = Field(description="Host time at which the block's first message was received.")
+
+
+class Response(Document):
+    """What the units did in the response window of one presentation; exactly one for each Presented."""
+
+    kind: Literal["response"] = "response"
+    presentation: int
+    proposal: int
+    slot: int
+    role: Role
+    stimulus_id: str
+    source: str
+    usable: bool
+    reason: str = Field(description='Why not usable; "" if usable.')
+    onset_source: Literal["photodiode", "flip", "none"]
+    onset_sample: int | None = Field(description="Onset of the image in device samples, None if unknown.")
+    onset_host_ns: int | None = Field(description="The same onset on the host clock.")
+    onset_uncertainty_ns: int | None = Field(description="Bound on the error of the onset, 99 %.")
+    flip_to_edge_ns: int | None = Field(description="Photodiode edge (mapped to host) minus flip stamp.")
+    window_start_sample: int | None = None
+    window_end_sample: int | None = Field(default=None, description="First sample after the window.")
+    coverage: float = Field(ge=0, le=1, description="Fraction of window and baseline window known to be complete.")
+    units: tuple[str, ...]
+    count: F64Units = Field(description="Spikes in the window.")
+    baseline: F64Units = Field(description="Expected spikes in the window from the baseline; 0 where baseline is none.")
+    rate_hz: F64Units = Field(description="(count - baseline) / window length, spikes/s.")
+
+
+AnyDocument = Annotated[
+    SessionStart
+    | ProcessStarted
+    | StopRequested
+    | SessionStop
+    | Tick
+    | Fault
+    | Proposal
+    | PhaseEnded
+    | WorkDone
+    | ModelUpdated
+    | StimulusPrepared
+    | TrialIntent
+    | Presented
+    | SpikeBlock
+    | EdgeBlock
+    | TraceBlock
+    | Continuity
+    | ClockSample
+    | Response,
+    Field(discriminator="kind"),
+]
+_ADAPTER: TypeAdapter[Document] = TypeAdapter(AnyDocument)
+DOCUMENT_TYPES: dict[str, type[Document]] = {
+    t.model_fields["kind"].default: t for t in get_args(get_args(AnyDocument)[0])
+}
+_ARRAY_FIELDS = {
+    kind: tuple(
+        name
+        for name, f in t.model_fields.items()
+        if any(isinstance(m, Axes) for m in f.metadata) or "ndarray" in str(f.annotation)
+    )
+    for kind, t in DOCUMENT_TYPES.items()
+}
+
+
+def kind_of(document: Document) -> str:
+    """Return the document's kind, the discriminator of all documents."""
+    return str(document.kind)  # type: ignore[attr-defined]
+
+
+# --- envelope and encoding --------------------------------------------------------------------------------------------
+
+
+class Envelope(BaseModel):
+    """What the recorder knows of a journalled document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    seq: int = Field(description="Place in the session's one total order, from 1.")
+    receipt_host_ns: int
+    sender: str = Field(description="Name of the peer that sent it.")
+    process: str = Field(description="Identity of the sender's process start.")
+    sender_seq: int = Field(description="The sender's own count, per process start.")
+    cause_seq: int | None = Field(default=None, description="Entry whose handling emitted it (folds only).")
+    cause_index: int | None = Field(default=None, description="Its index among the documents of that handling.")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One journalled document with its envelope."""
+
+    envelope: Envelope
+    document: Document
+
+
+def encode(document: Document) -> list[bytes]:
+    """Return the document's frames: a JSON header, then one raw frame per array field that is not None."""
+    fields = _ARRAY_FIELDS[kind_of(document)]
+    arrays, frames = [], []
+    for name in fields:
+        value = getattr(document, name)
+        if value is None:
+            continue
+        raw = value.tobytes()
+        digest = hashlib.sha256(raw).hexdigest()
+        arrays.append({"name": name, "dtype": value.dtype.str, "shape": list(value.shape), "sha256": digest})
+        frames.append(raw)
+    body = document.model_dump_json(exclude=set(fields)).encode()
+    return [b'{"document":' + body + b',"arrays":' + json.dumps(arrays).encode() + b"}", *frames]
+
+
+def _array(meta: Any, raw: bytes) -> npt.NDArray[Any]:
+    dtype = np.dtype(str(meta["dtype"]))
+    shape = tuple(int(n) for n in meta["shape"])
+    if dtype.kind not in "uif" or any(n < 0 for n in shape) or len(shape) > 4:
+        raise BadDocument(f"array {meta['name']!r} has dtype {dtype} and shape {shape}, which no document uses")
+    size = dtype.itemsize
+    for n in shape:  # Python integers: no overflow from a hostile shape
+        size *= n
+    if size != len(raw):
+        raise BadDocument(f"array {meta['name']!r} claims {size} bytes and has {len(raw)}")
+    if hashlib.sha256(raw).hexdigest() != meta["sha256"]:
+        raise BadDocument(f"array {meta['name']!r} does not match its sha256")
+    return np.frombuffer(raw, dtype=dtype).reshape(shape)
+
+
+def decode(frames: Sequence[bytes]) -> Document:
+    """Turn frames back into a document; raises BadDocument and nothing else on any malformed input."""
+    if not frames or len(frames) > MAX_ARRAYS + 1 or len(frames[0]) > MAX_HEADER_BYTES:
+        raise BadDocument(f"{len(frames)} frames with a header of {len(frames[0]) if frames else 0} bytes")
+    if any(len(f) > MAX_ARRAY_BYTES for f in frames[1:]):
+        raise BadDocument(f"an array frame is larger than {MAX_ARRAY_BYTES} bytes")
+    try:
+        header = json.loads(frames[0])
+        fields, arrays = header["document"], header["arrays"]
+        if not isinstance(fields, dict) or len(arrays) != len(frames) - 1:
+            raise BadDocument("header and number of array frames disagree")
+        names = _ARRAY_FIELDS.get(str(fields.get("kind")), ())
+        fields.update(dict.fromkeys(names))
+        for meta, raw in zip(arrays, frames[1:], strict=True):
+            if meta["name"] not in names or fields[meta["name"]] is not None:
+                raise BadDocument(f"unknown or repeated array {meta['name']!r}")
+            fields[meta["name"]] = _array(meta, raw)
+        return _ADAPTER.validate_python(fields)
+    except BadDocument:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadDocument(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise BadDocument(f"not a document: {type(error).__name__}: {error}") from error
+
+
+def pack(parts: Sequence[bytes]) -> bytes:
+    """Join byte strings into one, with their lengths in front (little-endian u32 count, then u32 lengths)."""
+    return struct.pack(f"<{len(parts) + 1}I", len(parts), *(len(p) for p in parts)) + b"".join(parts)
+
+
+def unpack(body: bytes) -> list[bytes]:
+    """Undo `pack`; raises BadDocument where lengths and body disagree."""
+    if len(body) < 4:
+        raise BadDocument("a record of fewer than 4 bytes")
+    (count,) = struct.unpack_from("<I", body)
+    if count > MAX_ARRAYS + 2 or len(body) < 4 * (count + 1):
+        raise BadDocument(f"a record that claims {count} parts")
+    lengths = struct.unpack_from(f"<{count}I", body, 4)
+    at, parts = 4 * (count + 1), []
+    for n in lengths:
+        parts.append(body[at : at + n])
+        at += n
+    if at != len(body):
+        raise BadDocument(f"a record of {len(body)} bytes whose parts end at {at}")
+    return parts
+
+
+def encode_entry(envelope: Envelope, frames: Sequence[bytes]) -> bytes:
+    """Return the journal's body of one entry: envelope, header, arrays."""
+    return pack([envelope.model_dump_json().encode(), *frames])
+
+
+def kind_in(body: bytes) -> str:
+    """Return the kind of a journalled entry without decoding it; "" if that cannot be told."""
+    found = _KIND.search(body, 0, _KIND_WITHIN)
+    return found.group(1).decode() if found else ""
+
+
+def decode_entry(body: bytes) -> Entry:
+    """Undo `encode_entry`; raises BadDocument."""
+    parts = unpack(body)
+    try:
+        envelope = Envelope.model_validate_json(parts[0])
+    except (ValidationError, IndexError) as error:
+        raise BadDocument(f"not an envelope: {error}") from error
+    return Entry(envelope, decode(parts[1:]))

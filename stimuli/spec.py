@@ -1,0 +1,57 @@
+"""What a stimulus is: small frozen descriptions that travel in documents and stand in the log.
+
+Used by the agents (which choose), the renderer (which draws) and the view (which files). A spec never holds pixels.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Spec(BaseModel):
+    """What every stimulus description shares: frozen, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Blank(Spec):
+    """The background alone, shown and logged like an image."""
+
+    type: Literal["blank"] = "blank"
+
+
+class Grating(Spec):
+    """Sinusoidal grating in a soft-edged disc that fills the image square."""
+
+    type: Literal["grating"] = "grating"
+    orientation_deg: float = Field(description="Of the bars, 0 = horizontal, counter-clockwise, degrees.")
+    cycles_per_deg: float = Field(gt=0, description="Spatial frequency, cycles per degree of visual angle.")
+    phase_deg: float = Field(default=0.0, description="Phase at the image centre, degrees.")
+    contrast: float = Field(default=1.0, ge=0, le=1, description="Michelson contrast, 0 to 1.")
+
+
+class BankImage(Spec):
+    """A picture of an image bank, cropped square and resampled to the image size."""
+
+    type: Literal["bank"] = "bank"
+    bank: str = Field(description='Name of the bank: "natural" (shipped photographs) or a folder given in the config.')
+    name: str = Field(description="Name of the picture within the bank.")
+
+
+class LatentImage(Spec):
+    """An image decoded by a generator; its finished frame travels beside the spec in the Proposal."""
+
+    type: Literal["latent"] = "latent"
+    generator: str = Field(description="Name and hash of the generator that decoded it.")
+    row: int = Field(ge=0, description="Row of this stimulus in the Proposal's `frames` and `latents`.")
+
+
+AnySpec = Annotated[Blank | Grating | BankImage | LatentImage, Field(discriminator="type")]
+
+
+class Stimulus(Spec):
+    """One stimulus of a proposal: an identity that is unique in the session, and what it is."""
+
+    id: str = Field(min_length=1, max_length=80, description='Unique in the session, for example "g003-c17".')
+    spec: AnySpec
+    parents: tuple[str, ...] = Field(default=(), description="Identities of the stimuli it was recombined from.")

@@ -1,0 +1,207 @@
+"""Peers and recorder over real sockets: what is sent is journalled once, what is wanted arrives once, in order."""
+
+import json
+from pathlib import Path
+
+import pytest
+import zmq
+
+from rig.bus import Hub, Malformed, Peer, parse_incoming
+from rig.clock import HostClock
+from rig.config import Config, parse
+from rig.journal import read_all
+from rig.messages import Fault, SessionStart, StopRequested, Tick, encode
+from rig.recorder import Recorder
+
+CONFIG = """
+sources: [{type: openephys}]
+responses: {units: ["E01#0"]}
+phases: [{agent: present}]
+"""
+
+
+def start() -> SessionStart:
+    return SessionStart(
+        session="s",
+        config_yaml=CONFIG,
+        config={},
+        versions={},
+        commit=None,
+        dirty=None,
+        start_host_ns=1,
+        start_utc_ns=2,
+    )
+
+
+class Bench:
+    """A recorder on a free port, stepped by hand."""
+
+    def __init__(self, folder: Path, endpoint: str = "tcp://127.0.0.1:0") -> None:
+        self.path = folder / "session.journal"
+        self.hub = Hub(endpoint)
+        self.recorder = Recorder(self.path, self.hub, parse(CONFIG), HostClock(), start)
+
+    def turn(self, *peers: Peer, until: "object" = None, turns: int = 400) -> list[list[int]]:
+        """Step recorder and peers until `until()` holds; return the sequence numbers each peer received."""
+        got: list[list[int]] = [[] for _ in peers]
+        for _ in range(turns):
+            self.recorder.step(0.005)
+            for k, peer in enumerate(peers):
+                got[k] += [e.envelope.seq for e in peer.poll(0.002)]
+            if until is not None and until(got):  # type: ignore[operator]
+                return got
+        assert until is None, "the wires did not get there in time"
+        return got
+
+    def kill(self) -> None:
+        """End without SessionStop, as a kill does."""
+        self.recorder._journal.close()
+        self.hub.close()
+
+
+def faults(path: Path) -> list[str]:
+    return [e.document.detail for e in read_all(path) if isinstance(e.document, Fault)]
+
+
+def fault(k: int) -> Fault:
+    return Fault(what="test", detail=str(k), done="nothing")
+
+
+def test_documents_are_journalled_once_and_routed_in_order(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    a = Peer("a", bench.hub.endpoint, frozenset(), HostClock())
+    b = Peer("b", bench.hub.endpoint, frozenset({"fault"}), HostClock())
+    for k in range(1000):
+        a.send(fault(k))
+    _, got = bench.turn(a, b, until=lambda got: len(got[1]) == 1000 and a.unacked == 0)
+    assert got == sorted(set(got))
+    assert faults(bench.path) == [str(k) for k in range(1000)]
+    a.close()
+    b.close()
+    bench.recorder.close("test")
+
+
+def test_a_late_peer_gets_the_log_from_where_it_says(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    a = Peer("a", bench.hub.endpoint, frozenset(), HostClock())
+    for k in range(20):
+        a.send(fault(k))
+    bench.turn(a, until=lambda _: a.unacked == 0)
+    everything = [e.envelope.seq for e in read_all(bench.path) if isinstance(e.document, Fault)]
+    late = Peer("late", bench.hub.endpoint, frozenset({"fault"}), HostClock(), last_seq=everything[9])
+    (got,) = bench.turn(late, until=lambda got: len(got[0]) == 10)
+    assert got == everything[10:]
+    a.close()
+    late.close()
+    bench.recorder.close("test")
+
+
+def test_a_restarted_recorder_gets_everything_again_and_journals_it_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    endpoint = bench.hub.endpoint
+    a = Peer("a", endpoint, frozenset({"fault"}), HostClock())
+    got: list[int] = []
+    for k in range(50):
+        a.send(fault(k))
+    (first,) = bench.turn(a, until=lambda got: len(got[0]) >= 20)
+    got += first
+    bench.kill()
+    for k in range(50, 80):
+        a.send(fault(k))
+    again = Bench(tmp_path, endpoint)
+    (rest,) = again.turn(a, until=lambda more: len(got) + len(more[0]) == 80 and a.unacked == 0, turns=2000)
+    assert len(set(got + rest)) == 80
+    assert faults(again.path) == [str(k) for k in range(80)]
+    a.close()
+    again.recorder.close("test")
+
+
+def test_a_restarted_fold_that_says_it_again_is_journalled_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    first = Peer("model", bench.hub.endpoint, frozenset(), HostClock())
+    first.send(fault(0), cause=(1, 0))
+    bench.turn(first, until=lambda _: first.unacked == 0)
+    first.close()
+    second = Peer("model", bench.hub.endpoint, frozenset(), HostClock())
+    second.send(fault(0), cause=(1, 0))
+    second.send(fault(1), cause=(1, 1))
+    bench.turn(second, until=lambda _: second.unacked == 0)
+    assert faults(bench.path) == ["0", "1"]
+    second.close()
+    bench.recorder.close("test")
+
+
+def test_a_refused_document_does_not_stop_its_sender_even_across_a_restart(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    endpoint = bench.hub.endpoint
+    a = Peer("a", endpoint, frozenset(), HostClock())
+    a.send(fault(0))
+    a._sent += 1  # a document that no recorder can read
+    a._unacked.append((a._sent, [json.dumps({"op": "doc", "n": a._sent, "cause": None}).encode(), b"not a document"]))
+    bench.turn(a, until=lambda _: a.unacked == 0)
+    assert a.refused == 1
+    bench.kill()
+    again = Bench(tmp_path, endpoint)
+    a.send(fault(1))
+    again.turn(a, until=lambda _: a.unacked == 0, turns=2000)
+    details = faults(again.path)
+    assert "0" in details
+    assert "1" in details
+    assert any("not a document" in d for d in details)
+    a.close()
+    again.recorder.close("test")
+
+
+def test_a_slow_peer_holds_up_nobody_and_misses_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    a = Peer("a", bench.hub.endpoint, frozenset(), HostClock())
+    slow = Peer("slow", bench.hub.endpoint, frozenset({"fault"}), HostClock())
+    bench.turn(slow, turns=20)
+    for k in range(2000):
+        a.send(fault(k))
+    bench.turn(a, until=lambda _: a.unacked == 0)
+    (got,) = bench.turn(slow, until=lambda got: len(got[0]) == 2000)
+    assert got == sorted(set(got))
+    a.close()
+    slow.close()
+    bench.recorder.close("test")
+
+
+def test_the_session_ends_with_its_sums(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    a = Peer("rig", bench.hub.endpoint, frozenset(), HostClock())
+    assert not bench.recorder.drained
+    a.send(fault(0))
+    a.send(StopRequested(reason="done"))
+    bench.turn(a, until=lambda _: a.unacked == 0)
+    assert bench.recorder.drained
+    bench.recorder.close("done")
+    last = read_all(bench.path)[-1].document
+    assert (last.reason, last.faults, last.presentations) == ("done", 1, 0)  # type: ignore[attr-defined]
+    a.close()
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [[b""], [b"{"], [b"[]"], [b'{"op": 1}'], [b'{"op":"doc"}'], [b'{"op":"hello","name":"other"}'], [b"\xff\xfe"], []],
+    ids=str,
+)
+def test_malformed_messages_are_values_not_exceptions(frames: list[bytes]) -> None:
+    assert isinstance(parse_incoming(b"a", frames), Malformed)
+
+
+def test_garbage_on_the_socket_is_a_counted_fault(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    raw: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    raw.setsockopt(zmq.LINGER, 0)
+    raw.connect(bench.hub.endpoint)
+    for k in range(200):
+        raw.send_multipart([bytes([k]) * k, *encode(Tick(tick_host_ns=k))])
+    bench.turn(turns=3000, until=lambda _: bench.recorder.malformed == 200)
+    assert sum("so far" in d for d in faults(bench.path)) == 10
+    raw.close()
+    bench.recorder.close("test")
+
+
+def test_config_of_the_tests_is_valid() -> None:
+    assert isinstance(parse(CONFIG), Config)
