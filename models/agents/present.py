@@ -1,0 +1,178 @@
+"""The present agent: shows a fixed set of stimuli, blocked and randomised, with repeats.
+
+A batch is one block: every stimulus once, in a fresh random order, among blanks. Stimuli whose response is missing
+are shown again in a later block. The next block is asked for in the middle of a block, so that it is there in time.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from models.agents.ledger import Ledger
+from models.agents.types import F64, Batch, Told
+from rig.messages import Slot
+from stimuli.spec import Blank, Stimulus
+
+BLANK = Stimulus(id="blank", spec=Blank())
+
+
+class Present:
+    """Shows a fixed set."""
+
+    def __init__(
+        self,
+        stimuli: tuple[Stimulus, ...],
+        repeats: int,
+        blanks: int,
+        units: int,
+        frame_shape: tuple[int, int],
+        rng: np.random.Generator,
+    ) -> None:
+        """Show each of `stimuli` `repeats` times with `blanks` blanks in each block; every draw comes from `rng`."""
+        if not stimuli or repeats < 1:
+            raise ValueError(f"{len(stimuli)} stimuli, {repeats} repeats: nothing to show")
+        self.stimuli, self.repeats, self.blanks, self.frame_shape = stimuli, repeats, blanks, frame_shape
+        self._ids = {stimulus.id: k for k, stimulus in enumerate(stimuli)}
+        if len(self._ids) != len(stimuli):
+            raise ValueError("two stimuli of a set have the same id")
+        self._rng = rng
+        self._ledger = Ledger(units)
+        self._block = -1
+        self._owed = [0] * len(stimuli)  # presentations without a response, not yet planned again
+        self._count = np.zeros(len(stimuli) + 1, np.int64)  # usable presentations; the last one is the blank
+        self._sum: F64 = np.zeros((len(stimuli) + 1, units))
+        self._missing = 0
+
+    def ask(self) -> "Shuffle":
+        """Return the computation of the next block."""
+        self._ledger.require_main_told()
+        return Shuffle(self)
+
+    def tell(self, told: Sequence[Told]) -> None:
+        """Take outcomes; a stimulus whose response is missing is shown again."""
+        for row, _ in self._ledger.take(told):
+            k = self._ids.get(row.stimulus_id, len(self.stimuli))
+            if row.rate_hz is not None:
+                self._count[k] += 1
+                self._sum[k] += row.rate_hz
+            else:
+                self._missing += 1
+                if k < len(self.stimuli):
+                    self._owed[k] += 1
+
+    def report(self) -> dict[str, float]:
+        """Return figures over the blocks told so far; rates are means over all units, spikes/s.
+
+        best and mean: the best stimulus and the mean over stimuli, reference: the same as best (all are references);
+        blank: mean over blanks; usable and missing: presentations. Figures without data are left out.
+        """
+        out = {"generation": float(max(self._block, 0)), "missing": float(self._missing)}
+        out["usable"] = float(self._count.sum())
+        rates = self._sum.mean(axis=1) / np.maximum(self._count, 1)
+        shown = self._count[:-1] > 0
+        if shown.any():
+            best = float(rates[:-1][shown].max())
+            out |= {"best": best, "mean": float(rates[:-1][shown].mean()), "reference": best}
+        if self._count[-1]:
+            out["blank"] = float(rates[-1])
+        return out
+
+    def finished(self) -> str | None:
+        """Return why the set is done: all repeats have a response, or make-up blocks were given up."""
+        if self._block + 1 < self.repeats or not self._ledger.main_told:
+            return None
+        owed = sum(self._owed)
+        if not owed:
+            return f"{self.repeats} repeats of {len(self.stimuli)} stimuli were shown"
+        if self._block + 1 >= 2 * self.repeats:  # as many make-up blocks as blocks: the recording is at fault
+            return f"{owed} presentations still have no usable response after {self.repeats} make-up blocks"
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that decides what comes next and what is reported."""
+        return {
+            "rng": self._rng.bit_generator.state,
+            "ledger": self._ledger.state(),
+            "block": self._block,
+            "owed": list(self._owed),
+            "count": self._count.copy(),
+            "sum": self._sum.copy(),
+            "missing": self._missing,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a state of an agent built with the same arguments."""
+        self._rng.bit_generator.state = state["rng"]
+        self._ledger.restore(state["ledger"])
+        self._block = state["block"]
+        self._owed = list(state["owed"])
+        self._count = np.array(state["count"], np.int64)
+        self._sum = np.array(state["sum"], np.float64)
+        self._missing = state["missing"]
+
+    def snapshot(self) -> tuple[int, list[int], np.random.Generator]:
+        """Return copies of what the next block is made of: its number, owed presentations, random generator."""
+        return self._block + 1, list(self._owed), copy.deepcopy(self._rng)
+
+    def move_on(self, batch: Batch, planned: list[int], rng: np.random.Generator) -> None:
+        """Take over the next block, in which `planned` owed presentations of each stimulus are shown."""
+        if batch.generation != self._block + 1:
+            raise RuntimeError(f"block {batch.generation} was made from an older state; ask again")
+        self._block, self._rng = batch.generation, rng
+        self._owed = [owed - n for owed, n in zip(self._owed, planned, strict=True)]
+        self._ledger.open(batch)
+
+
+class Shuffle:
+    """The work of one block: a single short step."""
+
+    def __init__(self, agent: Present) -> None:
+        """Copy from `agent` what is needed; it is not touched before the result is taken."""
+        self.steps = 0
+        self._agent = agent
+        self._block, self._planned, self._rng = agent.snapshot()
+        self._batch: Batch | None = None
+        self._taken = False
+
+    def step(self) -> bool:
+        """Make the block; further calls change nothing."""
+        if self._batch is None:
+            self._batch = self._make()
+            self.steps += 1
+        return True
+
+    def peek(self) -> Batch:
+        """Return the block without a change to the agent."""
+        if self._batch is None:
+            raise RuntimeError("the next block is not made yet; call step first")
+        return self._batch
+
+    def result(self) -> Batch:
+        """Return the block; the agent moves on to it."""
+        batch = self.peek()
+        if not self._taken:
+            self._agent.move_on(batch, self._planned, self._rng)
+            self._taken = True
+        return batch
+
+    def _make(self) -> Batch:
+        agent = self._agent
+        regular = self._block < agent.repeats
+        times = [int(regular) + owed for owed in self._planned]
+        slots = [Slot(stimulus=k, role="reference") for k, n in enumerate(times) for _ in range(n)]
+        slots += [Slot(stimulus=len(agent.stimuli), role="blank")] * agent.blanks
+        plan = tuple(slots[k] for k in self._rng.permutation(len(slots)))
+        # From the last regular block on, what is still owed must be known before it can be decided if a block follows.
+        last = self._block + 1 >= agent.repeats
+        return Batch(
+            generation=self._block,
+            stimuli=(*agent.stimuli, *([BLANK] if agent.blanks else [])),
+            plan=plan,
+            tail_from=len(plan) if last else max(1, len(plan) // 2),
+            fallback=tuple(range(len(agent.stimuli))),
+            frames=np.empty((0, *agent.frame_shape, 3), np.uint8),
+            latents=np.empty((0, 0), np.float32),
+            final=last,
+        )

@@ -1,0 +1,98 @@
+"""What an agent is: the contract between the model server and everything that chooses stimuli.
+
+An agent is pure and seeded: no I/O, no clock, every draw from its own generator, whose state is part of `state()`.
+Long computations are handed out as `Work` and done in small steps by the server's edge; an agent's state changes only
+in `tell`, in `restore`, and when the result of a finished work is taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rig.messages import Role, Slot
+from stimuli.spec import Stimulus
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+U8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Told:
+    """The outcome of one planned presentation."""
+
+    proposal: int
+    slot: int
+    role: Role
+    stimulus_id: str
+    rate_hz: F64 | None
+    """Rate of each unit, spikes/s (unit,); None = missing: not shown, not covered or not usable."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What to show next; the server makes a Proposal of it."""
+
+    generation: int
+    stimuli: tuple[Stimulus, ...]
+    plan: tuple[Slot, ...]
+    tail_from: int
+    """Index into `plan`, 1 <= tail_from <= len(plan): the next batch is computed while the rest is shown."""
+    fallback: tuple[int, ...]
+    """Indices into `stimuli` to show if the next batch is late; never empty."""
+    frames: U8
+    """(frame, y, x, rgb): finished frames of the latent stimuli."""
+    latents: F32
+    """(frame, latent): row k made frame k."""
+    final: bool = False
+    """Perhaps no batch follows in this phase: the rig then waits instead of falling back. `Agent.finished` decides."""
+
+
+class Work(Protocol):
+    """A resumable computation of the next batch; changes nothing outside itself until its result is taken."""
+
+    steps: int
+    """Steps taken so far."""
+
+    def step(self) -> bool:
+        """Do about 10 ms of work; return True when finished."""
+        ...
+
+    def peek(self) -> Batch:
+        """Return the batch without any change to the agent; raises RuntimeError before the last step."""
+        ...
+
+    def result(self) -> Batch:
+        """Return the batch and let the agent move on to it; raises RuntimeError before the last step."""
+        ...
+
+
+class Agent(Protocol):
+    """Chooses stimuli from responses."""
+
+    def ask(self) -> Work:
+        """Return the computation of the next batch; only after all main slots of the batch before were told."""
+        ...
+
+    def tell(self, told: Sequence[Told]) -> None:
+        """Take outcomes; late, missing, repeated and out-of-order rows are fine."""
+        ...
+
+    def report(self) -> dict[str, float]:
+        """Return named figures; a figure without data is left out (never NaN). Rates in spikes/s."""
+        ...
+
+    def finished(self) -> str | None:
+        """Return why the stop rule holds, or None."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that decides what comes next: arrays and JSON-able values."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a state of an agent that was built with the same arguments."""
+        ...

@@ -1,0 +1,281 @@
+"""The model server's fold: agents are told in proposal order, work counts only when its WorkDone is back in the log."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from models.agents.types import Batch, Told
+from models.server import ModelServer, batch_hash, state_hash
+from rig.messages import (
+    Document,
+    Entry,
+    Envelope,
+    Fault,
+    ModelUpdated,
+    PhaseEnded,
+    Proposal,
+    Response,
+    SessionStart,
+    Slot,
+    WorkDone,
+    encode,
+)
+from rig.replay import verify
+from stimuli.spec import Blank, Stimulus
+
+MAIN, TAIL = 3, 2
+
+
+@dataclass
+class Counting:
+    """A work of three steps that makes a batch of blanks."""
+
+    agent: "Recording"
+    steps: int = 0
+
+    def step(self) -> bool:
+        self.steps += 1
+        return self.steps >= 3
+
+    def peek(self) -> Batch:
+        generation = self.agent.generation + 1
+        stimuli = tuple(Stimulus(id=f"g{generation}-{k}", spec=Blank()) for k in range(MAIN + TAIL))
+        plan = tuple(Slot(stimulus=k, role="candidate" if k < MAIN else "reference") for k in range(MAIN + TAIL))
+        empty = np.zeros((0, 2, 2, 3), np.uint8)
+        return Batch(
+            generation, stimuli, plan, MAIN, (0,), empty, np.zeros((0, 1), np.float32), generation == self.agent.last
+        )
+
+    def result(self) -> Batch:
+        batch = self.peek()
+        self.agent.generation += 1
+        return batch
+
+
+@dataclass
+class Recording:
+    """An agent that keeps what it was told."""
+
+    last: int = 2
+    generation: int = -1
+    told: list[Told] = field(default_factory=list)
+
+    def ask(self) -> Counting:
+        return Counting(self)
+
+    def tell(self, told: Sequence[Told]) -> None:
+        self.told += told
+
+    def report(self) -> dict[str, float]:
+        return {"mean": float(len(self.told))}
+
+    def finished(self) -> str | None:
+        return "all shown" if self.generation >= self.last else None
+
+    def state(self) -> dict[str, Any]:
+        rates = [t.rate_hz for t in self.told if t.rate_hz is not None]
+        return {"generation": self.generation, "rates": np.array(rates)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        raise AssertionError("not used here")
+
+
+class Log:
+    """Feeds a server and keeps the journal it would make."""
+
+    def __init__(self, phases: int = 1) -> None:
+        self.agents: list[Recording] = []
+
+        def build(_: int) -> Recording:
+            self.agents.append(Recording())
+            return self.agents[-1]
+
+        self.server = ModelServer(build, phases)
+        self.entries: list[Entry] = []
+
+    def put(self, document: Document, sender: str = "rig", cause: tuple[int, int] | None = None) -> None:
+        seq = len(self.entries) + 1
+        envelope = Envelope(
+            seq=seq,
+            receipt_host_ns=seq,
+            sender=sender,
+            process=sender,
+            sender_seq=seq,
+            cause_seq=None if cause is None else cause[0],
+            cause_index=None if cause is None else cause[1],
+        )
+        self.entries.append(Entry(envelope, document))
+        for index, caused in enumerate(self.server.handle(self.entries[-1])):
+            self.put(caused, "model", (seq, index))
+
+    def start(self) -> None:
+        config = {"sources": [{"type": "openephys"}], "responses": {"units": ["a"]}, "phases": [{"agent": "present"}]}
+        self.put(
+            SessionStart(
+                session="s",
+                config_yaml="",
+                config=config,
+                versions={},
+                commit=None,
+                dirty=None,
+                start_host_ns=0,
+                start_utc_ns=0,
+            )
+        )
+
+    def work(self) -> None:
+        assert self.server.work is not None
+        while not self.server.work.step():
+            pass
+        self.put(self.server.work_done(), "model", self.server.work_cause)
+
+    def respond(self, proposal: int, slot: int, rate: float = 1.0, usable: bool = True) -> None:
+        one = np.array([rate], dtype=np.float64)
+        self.put(
+            Response(
+                presentation=proposal * 10 + slot,
+                proposal=proposal,
+                slot=slot,
+                role="candidate",
+                stimulus_id=f"g{proposal}-{slot}",
+                source="probe",
+                usable=usable,
+                reason="" if usable else "lost",
+                onset_source="none",
+                onset_sample=None,
+                onset_host_ns=None,
+                onset_uncertainty_ns=None,
+                flip_to_edge_ns=None,
+                coverage=1.0,
+                units=("a",),
+                count=one,
+                baseline=one * 0,
+                rate_hz=one,
+            ),
+            "x",
+        )
+
+    def kinds(self, kind: type) -> list[Any]:
+        return [e.document for e in self.entries if isinstance(e.document, kind)]
+
+
+def run(log: Log, proposals: int, order: Sequence[int] = range(MAIN + TAIL)) -> None:
+    log.start()
+    for k in range(proposals):
+        log.work()
+        for slot in order:
+            log.respond(k, slot, rate=10.0 * k + slot)
+
+
+def test_the_next_batch_is_asked_for_when_the_main_part_is_answered() -> None:
+    log = Log()
+    log.start()
+    log.work()
+    assert [p.proposal for p in log.kinds(Proposal)] == [0]
+    for slot in range(MAIN - 1):
+        log.respond(0, slot)
+        assert log.server.work is None
+    log.respond(0, MAIN - 1)
+    assert log.server.work is not None
+    log.work()
+    assert [p.proposal for p in log.kinds(Proposal)] == [0, 1]
+    assert not log.kinds(Proposal)[1].final
+
+
+def test_agents_are_told_in_proposal_order_and_every_slot_once() -> None:
+    log = Log()
+    run(log, 3, order=[2, 0, 1, 4, 3])
+    rows = [(t.proposal, t.slot) for t in log.agents[0].told]
+    assert rows == [(p, s) for p in range(3) for s in range(MAIN + TAIL)]
+    assert [p.final for p in log.kinds(Proposal)] == [False, False, True]
+    (ended,) = log.kinds(PhaseEnded)
+    assert ended.last
+    assert len(log.kinds(ModelUpdated)) == 4
+
+
+def test_missing_responses_are_told_as_missing() -> None:
+    log = Log()
+    log.start()
+    log.work()
+    for slot in range(MAIN):
+        log.respond(0, slot, usable=slot != 1)
+    assert [t.rate_hz is None for t in log.agents[0].told] == [False, True, False]
+
+
+def test_a_repeated_response_changes_nothing() -> None:
+    log = Log()
+    log.start()
+    log.work()
+    log.respond(0, 0, rate=1)
+    log.respond(0, 0, rate=99)
+    log.respond(0, 1)
+    log.respond(0, 2)
+    told = log.agents[0].told[0].rate_hz
+    assert told is not None
+    assert told[0] == 1
+
+
+def test_phases_follow_each_other() -> None:
+    log = Log(phases=2)
+    log.start()
+    for k in range(6):
+        log.work()
+        for slot in range(MAIN + TAIL):
+            log.respond(k, slot)
+    assert [(p.phase, p.generation) for p in log.kinds(Proposal)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert [p.last for p in log.kinds(PhaseEnded)] == [False, True]
+
+
+def test_a_stale_work_done_is_ignored_and_a_wrong_one_is_a_fault() -> None:
+    log = Log()
+    log.start()
+    log.work()
+    log.put(WorkDone(work=0, steps=3, data_through_seq=1, sha256="0"), "model")
+    assert len(log.kinds(Proposal)) == 1
+    for slot in range(MAIN):
+        log.respond(0, slot)
+    log.put(WorkDone(work=1, steps=3, data_through_seq=1, sha256="0"), "model")
+    assert [f.what for f in log.kinds(Fault)] == ["work not reproducible"]
+    assert len(log.kinds(Proposal)) == 2
+
+
+def test_a_fresh_fold_over_the_log_gives_identical_documents() -> None:
+    log = Log()
+    run(log, 3)
+    again = Log()
+    emitted = [d for e in log.entries for d in again.server.handle(e)]
+    caused = [e for e in log.entries if e.envelope.sender == "model" and e.envelope.cause_index != 1000]
+    assert [encode(d) for d in emitted] == [encode(e.document) for e in caused]
+    assert len(emitted) == 3 + 4 + 1
+
+    def make(_: SessionStart) -> ModelServer:
+        return ModelServer(lambda _: Recording(), 1)
+
+    wants = frozenset({"session_start", "response", "work_done"})
+    verdict = verify(log.entries, make, wants)
+    assert verdict.agrees
+    assert verdict.identical == {"proposal": 3, "model_updated": 4, "phase_ended": 1}
+
+
+def test_verify_names_what_differs_and_what_is_missing() -> None:
+    log = Log()
+    run(log, 3)
+
+    def other(_: SessionStart) -> ModelServer:
+        return ModelServer(lambda _: Recording(last=1), 1)
+
+    verdict = verify(log.entries, other, frozenset({"session_start", "response", "work_done"}))
+    assert not verdict.agrees
+    assert any("proposal" in line for line in verdict.missing)
+
+
+def test_hashes_see_every_part() -> None:
+    state = {"a": np.arange(3), "b": [1, {"c": np.float64(2)}]}
+    changed = {"a": np.arange(3), "b": [1, {"c": np.float64(2.5)}]}
+    assert state_hash(state) == state_hash({"b": state["b"], "a": state["a"]})
+    assert state_hash(state) != state_hash(changed)
+    assert state_hash({"a": np.arange(3)}) != state_hash({"a": np.arange(3).astype(np.int32)})
+    batch = Counting(Recording()).peek()
+    assert batch_hash(batch) != batch_hash(Counting(Recording(generation=1)).peek())
