@@ -1,0 +1,17 @@
+"""Fixtures that several test modules share."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from rig.screen import virtual_screen
+
+
+@pytest.fixture(scope="session")
+def private_screen() -> Iterator[str]:
+    """Start a private Xvfb for the whole run and set DISPLAY to it, also where there is a real screen."""
+    if shutil.which("Xvfb") is None:
+        pytest.skip("Xvfb is not installed (apt-get install xvfb)")
+    with virtual_screen((1280, 1024)) as display:
+        yield display
