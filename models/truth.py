@@ -1,0 +1,168 @@
+"""Ground-truth neurons of the simulated animal: V1 cells whose every parameter is known, or published V4 models.
+
+`rig.cli` builds a population and gives it to the animal; benches ask the same population for the true response to any
+image. No noise here: that is the animal's. V1 needs numpy alone; V4 loads torch (models.truth_v4) when asked for.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rig.config import ConfigError, Simulation
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+U8 = npt.NDArray[np.uint8]
+
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # of linear red, green, blue (Rec. 709)
+GREY = 0.5
+EXPONENT = 1.5  # of contrast; cat and macaque V1 cells range from about 1 to 4
+SEMISATURATION = 0.1  # pool ** (EXPONENT / 2) at which half of the rate is reached
+GRATING_ENERGY = 0.125  # variance of a grating of full contrast around grey 0.5
+
+
+class Population(Protocol):
+    """What every ground-truth population offers."""
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Return the unit names, electrode#number."""
+        ...
+
+    def rate_hz(self, image: F32) -> F64:
+        """Return the noise-free rates (unit,), spikes/s, for `image` (y, x, 3), linear light 0 to 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gabor:
+    """One V1 cell. Angles are seen from the eye; orientation is that of the bars, counter-clockwise from horizontal."""
+
+    azimuth_deg: float
+    elevation_deg: float
+    sigma_deg: float
+    cycles_per_deg: float
+    orientation_deg: float
+    phase_deg: float
+    complex_cell: bool
+    baseline_hz: float
+    max_hz: float
+
+
+def unit_names(count: int) -> tuple[str, ...]:
+    """Return E01#0, E02#0, ...: one sorted unit per electrode."""
+    return tuple(f"E{k:02d}#0" for k in range(1, count + 1))
+
+
+def draw_cells(count: int, azimuth: F64, elevation: F64, rng: np.random.Generator) -> tuple[Gabor, ...]:
+    """Draw cells that fit into the image whose pixels lie at `azimuth`, `elevation` (y, x), degrees; sorts alternate.
+
+    Sizes scale with the image. For one of 10 degrees: 0.2 to 0.4 cycles/degree, sigma 0.9 to 1.75 degrees, receptive
+    fields within 1.5 degrees of the image's centre, so that 2 sigma stay inside.
+    """
+    middle = float(azimuth.mean()), float(elevation.mean())
+    scale = min(float(np.ptp(azimuth)), float(np.ptp(elevation))) / 10.0
+    cells = []
+    for k in range(count):
+        frequency = float(rng.uniform(0.2, 0.4)) / scale
+        right, up = rng.uniform(-1.5, 1.5, 2) * scale
+        cells.append(
+            Gabor(
+                azimuth_deg=middle[0] + right,
+                elevation_deg=middle[1] + up,
+                sigma_deg=0.35 / frequency,
+                cycles_per_deg=frequency,
+                orientation_deg=float(rng.uniform(0, 180)),
+                phase_deg=float(rng.uniform(0, 360)),
+                complex_cell=k % 2 == 1,
+                baseline_hz=float(rng.uniform(3, 8)),
+                max_hz=float(rng.uniform(70, 110)),
+            )
+        )
+    return tuple(cells)
+
+
+class V1:
+    """Gabor filters with divisive normalisation by the local contrast (Heeger 1992, simplified).
+
+    With light L around grey 0.5, and the cell's window e (sums to 1), the drive d is the output of the Gabor (rectified
+    for a simple cell; root of the summed squares of two phases for a complex cell), scaled so that the cell's own
+    grating of full contrast gives 1. The pool p, the variance of L under e over 0.125, is 1 for any such grating. Then
+
+        rate = baseline + max (1 + s) d**n / (s + p**(n/2)),    n = 1.5, s = 0.1,
+
+    so that contrast saturates and every pattern in the window that is not the cell's own lowers its response.
+    """
+
+    def __init__(self, cells: tuple[Gabor, ...], azimuth: F64, elevation: F64) -> None:
+        self.cells = cells
+        self._shape = azimuth.shape
+        even, odd, window = zip(*(_filters(c, azimuth, elevation) for c in cells), strict=True)
+        count = len(cells)
+        self._filters = np.concatenate([np.stack(even), np.stack(odd)]).reshape(2 * count, -1).astype(np.float32)
+        self._windows = np.stack(window).reshape(count, -1).astype(np.float32)
+        self._complex = np.array([c.complex_cell for c in cells])
+        self._baseline = np.array([c.baseline_hz for c in cells])
+        self._max = np.array([c.max_hz for c in cells])
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Return the unit names."""
+        return unit_names(len(self.cells))
+
+    def rate_hz(self, image: F32) -> F64:
+        """Return the rates (unit,), spikes/s, for `image` (y, x, 3), linear light 0 to 1."""
+        if image.shape != (*self._shape, 3):
+            raise ValueError(f"image is {image.shape}, but this population was built for {(*self._shape, 3)}")
+        red, green, blue = LUMINANCE
+        light = (image[..., 0] * red + image[..., 1] * green + image[..., 2] * blue - np.float32(GREY)).reshape(-1)
+        even, odd = _project(self._filters, light).reshape(2, -1)
+        pool = np.maximum(_project(self._windows, light * light) - _project(self._windows, light) ** 2, 0.0)
+        pool /= GRATING_ENERGY
+        drive = np.where(self._complex, np.hypot(even, odd), np.maximum(even, 0.0)) ** EXPONENT
+        rate: F64 = self._baseline + self._max * (1 + SEMISATURATION) * drive / (
+            SEMISATURATION + pool ** (EXPONENT / 2)
+        )
+        return rate
+
+
+def _project(filters: F32, light: F32) -> F64:
+    """Return the products (filter,) of each row with the image.
+
+    Not `@`: BLAS would wake its threads for every image, and on a busy machine waits 40 ms for them.
+    """
+    product: F64 = np.einsum("fp,p->f", filters, light).astype(np.float64)
+    return product
+
+
+def _filters(cell: Gabor, azimuth: F64, elevation: F64) -> tuple[F64, F64, F64]:
+    """Return the two phases of the Gabor and its window (y, x), scaled as V1 says."""
+    right, up = azimuth - cell.azimuth_deg, elevation - cell.elevation_deg
+    turn = np.deg2rad(cell.orientation_deg)
+    across = -right * np.sin(turn) + up * np.cos(turn)
+    window = np.exp(-(right**2 + up**2) / (2 * cell.sigma_deg**2))
+    window /= window.sum()
+    angle = 2 * np.pi * cell.cycles_per_deg * across + np.deg2rad(cell.phase_deg)
+    phases = []
+    for carrier in (np.cos(angle), np.sin(angle)):
+        blind = window * (carrier - (window * carrier).sum())  # a uniform field drives nothing
+        phases.append(blind / (blind * GREY * carrier).sum())
+    return phases[0], phases[1], window
+
+
+def build(simulation: Simulation, azimuth: F64, elevation: F64, images: U8 | None = None) -> Population:
+    """Build the population that `animal` in the config describes; raises ConfigError.
+
+    `azimuth`, `elevation` (y, x): visual angles of the image's pixels, degrees (stimuli.geometry.pixel_angles).
+    `images` (image, y, x, 3): pictures whose mean response sets the operating point of V4 models without recordings.
+    """
+    if simulation.population == "v1":
+        rng = np.random.default_rng(np.random.SeedSequence([simulation.seed, 1]))
+        return V1(draw_cells(simulation.neurons, azimuth, elevation, rng), azimuth, elevation)
+    if simulation.models is None:
+        raise ConfigError("animal.models: population v4 needs the folder of the compact models")
+    from models.truth_v4 import load  # torch only where it is wanted
+
+    return load(simulation, images)

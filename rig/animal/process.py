@@ -1,0 +1,214 @@
+"""The simulated animal as a process: eye, neurons, recording device and wire joined; `stimloop animal` runs it.
+
+The neurons come as an argument, since `rig` knows no models. The loop of the eye runs in the calling thread; the
+cortex, the amplifier and the wire's heartbeat have threads of their own.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rig import child
+from rig.animal.amplifier import Amplifier
+from rig.animal.cortex import Cortex, Population
+from rig.animal.device_clock import DeviceClock
+from rig.animal.eye import Eye, RealScreen, ScreenError
+from rig.animal.lsl_outlets import LslOutlets
+from rig.animal.neurons import Habits, Neurons
+from rig.animal.openephys_server import Faults, OpenEphysServer
+from rig.animal.truth_log import TruthError, TruthLog
+from rig.animal.wire import Wire, WireError
+from rig.clock import Clock, HostClock
+from rig.config import Config, ConfigError, LslSpikeSource, OpenEphysSource
+from stimuli.geometry import Rect, image_rect, patch_rect
+
+RATE_HZ = 30_000.0
+EYE_PRIORITY = 4  # below the rig's: the animal must never disturb the screen it looks at
+SWITCH_S = 0.0005  # how long a busy thread may hold up the eye
+LARGEST_FIRST_SAMPLE = 10_000_000
+DEFAULT_STREAM = "ProbeA-AP"
+
+
+class Ending(Protocol):
+    """Anything that becomes true when the animal must end, for example rig.child.Stop."""
+
+    def __bool__(self) -> bool:
+        """Return whether to end."""
+        ...
+
+
+def look_rects(config: Config) -> tuple[Rect, Rect | None]:
+    """Return where on the screen the image square and the photodiode patch are; raises ConfigError."""
+    display, stimulus = config.display, config.stimulus
+    try:
+        image = image_rect(
+            display.size_px, display.width_cm, display.distance_cm, stimulus.size_deg, stimulus.center_deg
+        )
+        patch = None
+        if display.patch is not None:
+            patch = patch_rect(display.size_px, display.patch.corner, display.patch.size_px)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return image, patch
+
+
+def open_wire(config: Config, units: tuple[str, ...], clock: Clock, faults: Faults | None = None) -> tuple[Wire, int]:
+    """Open the wire that the config's first fitting source listens to; return it and the photodiode's line."""
+    kind = config.animal.wire
+    wanted = OpenEphysSource if kind == "openephys" else LslSpikeSource
+    source = next((s for s in config.sources if isinstance(s, wanted)), None)
+    if isinstance(source, OpenEphysSource):
+        stream = source.stream or DEFAULT_STREAM
+        server = OpenEphysServer(units, clock, source.port, stream, RATE_HZ, faults=faults)
+        return server, source.photodiode_line or 0
+    if isinstance(source, LslSpikeSource):
+        return LslOutlets(units, clock, source.stream, source.edges, RATE_HZ), source.photodiode_line or 0
+    listens_to = "openephys" if kind == "openephys" else "lsl_spikes"
+    raise WireError(
+        f"animal.wire is {kind}, but no source in the config is of type {listens_to}",
+        f"add a source of type {listens_to}, or change animal.wire",
+    )
+
+
+def ask_real_time(priority: int) -> str:
+    """Ask for real-time scheduling of the calling thread; return what came of it, in words for the log."""
+    if sys.platform != "linux":
+        return "not asked for: only done on Linux"
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except OSError as error:
+        return f"refused ({error.strerror}); ordinary scheduling"
+    return f"SCHED_FIFO {priority}"
+
+
+def device_clock(config: Config, start_host_ns: int, rng: np.random.Generator) -> DeviceClock:
+    """Draw the recording device's clock: drift from the config, offset and phase of the wander from `rng`."""
+    return DeviceClock(
+        rate_hz=RATE_HZ,
+        ppm=config.animal.clock_ppm,
+        wander_ppm=config.animal.clock_wander_ppm,
+        phase=float(rng.uniform(0, 2 * np.pi)),
+        start_host_ns=start_host_ns,
+        start_sample=int(rng.integers(0, LARGEST_FIRST_SAMPLE)),
+    )
+
+
+def run(
+    config: Config,
+    truth_folder: Path,
+    population: Population,
+    stop: Ending,
+    clock: Clock | None = None,
+    faults: Faults | None = None,
+    say: Callable[..., None] = child.say,
+) -> int:
+    """Be the animal until `stop`; return the exit code. `truth_folder` must be new or empty.
+
+    Says ready={...} when the wire is open and the eye looks, or failed=..., cure=... when it cannot.
+    """
+    # The eye sleeps between two looks; spinning there would cost a whole core.
+    clock = HostClock(spin_ns=0) if clock is None else clock
+    try:
+        return _run(config, truth_folder, population, stop, clock, faults, say)
+    except (WireError, ScreenError) as error:
+        say(failed=error.reason, cure=error.cure)
+    except (ConfigError, TruthError) as error:
+        say(failed=str(error), cure="mend the config or the arguments of `stimloop animal` as the reason says")
+    return 2
+
+
+def _run(
+    config: Config,
+    truth_folder: Path,
+    population: Population,
+    stop: Ending,
+    clock: Clock,
+    faults: Faults | None,
+    say: Callable[..., None],
+) -> int:
+    settings = config.animal
+    seeds = np.random.SeedSequence(settings.seed).spawn(3)
+    eye_rng, spike_rng, clock_rng = (np.random.default_rng(s) for s in seeds)
+    habits = Habits(
+        noise=settings.noise,
+        latency_s=settings.latency_s,
+        gain_drift=settings.gain_drift,
+        dies=settings.dies,
+        adaptation=settings.adaptation,
+        carry_over=settings.carry_over,
+        artefacts=settings.artefacts,
+    )
+    image, patch = look_rects(config)
+    screen = RealScreen()
+    wire: Wire | None = None
+    truth: TruthLog | None = None
+    cortex = Cortex(population, config.display.gamma)
+    try:
+        # The first evaluation is the slowest (libraries load); the neurons must not begin late.
+        population.rate_hz(np.full((image.height, image.width, 3), 0.5, dtype=np.float32))
+        eye = Eye(screen, image, patch, cortex, clock, eye_rng, settings.saccades, settings.blinks)
+        device = device_clock(config, clock.now_ns(), clock_rng)
+        if unknown := sorted(set(settings.dies) - set(population.units)):
+            raise ConfigError(f"animal.dies: {unknown[0]!r} is no unit; the units are {', '.join(population.units)}")
+        neurons = Neurons(population.units, device, habits, spike_rng, device.start_sample)
+        truth = TruthLog(truth_folder, population.units, device, habits.latency_s, habits.smoothing_s)
+        wire, line = open_wire(config, population.units, clock, faults)
+        amplifier = Amplifier(wire, neurons, cortex, device, truth, clock, habits.latency_s, line, device.start_sample)
+        notes = _look_and_record(eye, cortex, amplifier, stop, clock, say, population.units)
+        truth.event("looks", **notes, **asdict(eye.looks), **asdict(amplifier.lateness))
+    finally:
+        cortex.close()
+        if wire is not None:
+            wire.close()
+        if truth is not None:
+            truth.close()
+        screen.close()
+    return 0
+
+
+def _look_and_record(
+    eye: Eye,
+    cortex: Cortex,
+    amplifier: Amplifier,
+    stop: Ending,
+    clock: Clock,
+    say: Callable[..., None],
+    units: tuple[str, ...],
+) -> dict[str, Any]:
+    """Run the three threads until the end; raise what the amplifier or the population raised."""
+    ending = threading.Event()
+    errors: list[Exception] = []
+    notes: dict[str, Any] = {}
+
+    def record() -> None:
+        notes["amplifier_priority"] = ask_real_time(EYE_PRIORITY - 1)
+        try:
+            amplifier.run(ending.is_set)
+        except Exception as error:  # noqa: BLE001  # raised again in the main thread
+            errors.append(error)
+            ending.set()
+
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    recorder = threading.Thread(target=record, name="amplifier", daemon=True)
+    cortex.start()
+    recorder.start()
+    notes["eye_priority"] = ask_real_time(EYE_PRIORITY)
+    start_ns = clock.now_ns()
+    say(ready={"units": list(units), "eye_priority": notes["eye_priority"]})
+    try:
+        eye.watch(lambda: bool(stop) or ending.is_set())
+    finally:
+        ending.set()
+        recorder.join()
+        sys.setswitchinterval(before_s)
+    if errors:
+        raise errors[0]
+    notes["seconds"] = (clock.now_ns() - start_ns) * 1e-9
+    return notes

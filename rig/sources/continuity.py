@@ -1,0 +1,249 @@
+"""Which of an Open Ephys stream's samples are complete: message numbers, blocks, runs, gaps, watermark.
+
+Pure: messages and their arrival times in, documents out; no socket, no clock. Called by `rig.sources.openephys`.
+
+What it relies on (measured on a live GUI): every message of a run is numbered from 1 without holes; a block sends its
+spikes, then its TTL edges, then one Data message per selected channel; a spike in the last 100 samples of a block
+comes with the next block. So once a Data message of the block that starts at sample S is here, everything before
+S - 100 has been delivered, or its message number is missing.
+
+A `run` of the documents is a stretch in which a sample number means one moment: it ends when message numbers start
+again (a new acquisition) and also when sample numbers jump back within an acquisition (a looping file).
+"""
+
+from typing import Literal
+
+from rig.messages import Continuity, Document, Gap
+from rig.sources.columns import ClockPairs, Columns, Faults
+from rig.sources.openephys_parse import Data, Message, Spike, Ttl
+
+State = Literal["connecting", "online", "streaming", "stalled", "offline"]
+
+DEFERRAL = 100  # samples; spikes this near to a block's end come with the next one
+LONGEST_BLOCK = 4096  # samples; assumed only while no Data message tells the length
+SHORT_BLOCK = 200  # samples; the GUI's Spike Detector loses spikes in blocks this short
+EVENTS_ONLY_NS = 1_000_000_000  # a run without Data for this long has an empty channel mask
+NOMINAL_HZ = 30_000.0  # assumed only while no Data message tells the rate, to compare delays
+SILENT_BLOCKS = 10
+SILENT_LEAST_NS = 250_000_000
+SILENT_EVENTS_NS = 5_000_000_000  # without Data messages silence may just mean no spikes
+OFFLINE_NS = 6_000_000_000  # three heartbeats
+
+
+class Ledger:
+    """Keeps account of one stream; `take` each message, `harvest` the documents about 40 times a second."""
+
+    def __init__(self, source: str, first_run: int) -> None:
+        """Start before the first message; runs are numbered from `first_run`, which must be new to the session."""
+        self.source = source
+        self.run = first_run
+        self.state: State = "connecting"
+        self.faults = Faults()
+        self.total = 0  # messages in all runs
+        self.last_arrival_ns: int | None = None
+        self._columns = Columns(source)
+        self._out: list[Document] = []
+        self._number: int | None = None
+        self._nodes: dict[str, int] = {}
+        self._rate_hz = 0.0
+        self._reset(joined=True)
+
+    def _reset(self, joined: bool) -> None:
+        """Forget what belongs to one run. `joined`: events before its first block may exist that were not seen."""
+        self.messages = 0
+        self.lost = 0
+        self.watermark = 0
+        self._first_arrival_ns: int | None = None
+        self._block: tuple[int, int] | None = None  # first sample, end
+        self._channel = -1  # last channel seen in the newest block
+        self._block_arrival_ns: int | None = None
+        self._events_only = False
+        self._gaps: list[Gap] = []
+        self._gap_end = 0  # end of the last gap told: gaps do not overlap
+        self._hole: int | None = 0  # first sample of a gap whose end is not known yet
+        self._hole_lost = 0
+        self._joined = joined
+        self._pairs = ClockPairs(self.source)
+
+    # --- what arrives ---
+
+    def take(self, message: Message, arrival_ns: int) -> None:
+        """Account for one message received at host time `arrival_ns`."""
+        number = message.message_num
+        if self._number is None:
+            self._joined = number > 1
+        elif number <= self._number:
+            self._next_run(joined=False)
+            if number > 1:
+                self._lose(number - 1, f"the first {number - 1} messages of a new acquisition")
+        elif number > self._number + 1:
+            lost = number - self._number - 1
+            self._lose(lost, f"{lost} messages between numbers {self._number} and {number}")
+        self._number = number
+        if isinstance(message, Data):
+            self._data(message, arrival_ns)
+        else:
+            self._event(message, arrival_ns)
+        self.messages += 1
+        self.total += 1
+        self.last_arrival_ns = arrival_ns
+        self.state = "streaming"
+
+    def _lose(self, lost: int, detail: str) -> None:
+        self.lost += lost
+        self._hole_lost += lost
+        if self._hole is None:
+            self._hole = self.watermark
+        # That of a block whose rest may be lost would be too early for the next one.
+        self._block_arrival_ns = None
+        done = "the samples around them are marked as a gap; responses that need them are scored missing"
+        self.faults.note("messages lost", f"{self.source}: {detail}", done, self.last_arrival_ns)
+
+    def _next_run(self, joined: bool) -> None:
+        self._finish_run()
+        self.run += 1
+        self._reset(joined)
+
+    def _jumped_back(self, sample: int) -> None:
+        at = self._block[1] if self._block else self.watermark
+        detail = f"{self.source}: sample numbers jumped back from about {at} to {sample} within one acquisition"
+        self.faults.note("samples jumped back", detail, f"a new run begins ({self.run + 1})", self.last_arrival_ns)
+        self._next_run(joined=True)
+
+    def _data(self, data: Data, arrival_ns: int) -> None:
+        start, end = data.sample_num, data.sample_num + data.num_samples
+        block = self._block
+        if block is not None and start == block[0] and data.channel > self._channel:
+            self._channel = data.channel
+            self._close_hole(end)
+            return
+        if block is not None and start < block[1]:
+            self._jumped_back(start)
+            block = None
+        if block is not None and start > block[1] and self._hole is None:
+            self._samples_missing(block[1], start)
+        if data.num_samples <= SHORT_BLOCK:
+            cure = "raise the GUI's audio buffer to at least 320 frames"
+            detail = f"{self.source}: blocks of {data.num_samples} samples make the Spike Detector lose spikes; {cure}"
+            self.faults.once("short blocks", detail, "nothing: what was not detected cannot be known")
+        self._block, self._channel, self._rate_hz = (start, end), data.channel, data.sample_rate_hz
+        self._events_only = False
+        # A run seen from its first message on has nothing before its first block.
+        whole = block is None and not self._joined and not self._hole_lost
+        self._close_hole(start if whole else end)
+        self.watermark = max(self.watermark, start - DEFERRAL)
+        self._pairs.offer(end, self._block_arrival_ns or arrival_ns, self._rate_hz)
+        self._block_arrival_ns = None
+
+    def _samples_missing(self, end: int, start: int) -> None:
+        detail = f"{self.source}: the device skipped {start - end} samples before sample {start}, no message is missing"
+        self.faults.note("samples missing", detail, "marked as a gap", self.last_arrival_ns)
+        self._tell_gap(end - DEFERRAL, start, 0)
+
+    def _event(self, event: Spike | Ttl, arrival_ns: int) -> None:
+        sample = event.sample_num
+        if sample < self.watermark - (0 if self._events_only else LONGEST_BLOCK):
+            self._jumped_back(sample)
+        elif sample < self.watermark:
+            detail = f"{self.source}: an event at sample {sample} came after sample {self.watermark} was complete"
+            self.faults.note("late event", detail, "logged; a response already closed does not count it", arrival_ns)
+        if self._first_arrival_ns is None:
+            self._first_arrival_ns = arrival_ns
+        if isinstance(event, Spike):
+            node = self._nodes.setdefault(event.electrode, event.source_node)
+            if node != event.source_node:
+                detail = (
+                    f"{self.source}: nodes {node} and {event.source_node} both have an electrode {event.electrode!r}"
+                )
+                done = "their spikes are counted as one unit; give them different names"
+                self.faults.once("ambiguous unit", detail, done)
+            self._columns.spike(event.unit, sample, arrival_ns)
+        else:
+            self._columns.edge(event.line, event.state, sample, arrival_ns)
+        if self._block_arrival_ns is None:
+            self._block_arrival_ns = arrival_ns
+        if self._block is None and arrival_ns - self._first_arrival_ns > EVENTS_ONLY_NS:
+            self._without_data(event, arrival_ns)
+
+    def _without_data(self, event: Spike | Ttl, arrival_ns: int) -> None:
+        """Advance by events alone: the length of blocks is unknown, so assume the longest."""
+        self._events_only = True
+        detail = f"{self.source}: the plugin sends no continuous channel, so silence and missing data look the same"
+        cure = "select one channel in the ZMQ Interface's channel mask"
+        self.faults.once("no data channel", f"{detail}; {cure}", f"blocks of {LONGEST_BLOCK} samples are assumed")
+        margin = LONGEST_BLOCK + DEFERRAL
+        self._close_hole(event.sample_num + margin)
+        self.watermark = max(self.watermark, event.sample_num - margin)
+        # The block ends after this event: at least 100 samples later for a spike, at least one for an edge.
+        after = DEFERRAL if isinstance(event, Spike) else 1
+        self._pairs.offer(event.sample_num + after, arrival_ns, self._rate_hz or NOMINAL_HZ)
+
+    # --- gaps ---
+
+    def _close_hole(self, end: int) -> None:
+        if self._hole is not None:
+            self._tell_gap(self._hole, end, self._hole_lost)
+            self._hole, self._hole_lost = None, 0
+
+    def _tell_gap(self, first: int, end: int, lost: int) -> None:
+        first = max(first, self._gap_end)
+        end = max(end, first)
+        self._gap_end = end
+        if end > first or lost:
+            self._gaps.append(Gap(first_sample=first, end_sample=end, messages=lost))
+
+    # --- what goes out ---
+
+    def _continuity(self) -> Document:
+        gaps, self._gaps = tuple(self._gaps), []
+        return Continuity(
+            source=self.source,
+            run=self.run,
+            state=self.state,
+            sample_rate_hz=self._rate_hz,
+            watermark_sample=self.watermark,
+            messages=self.messages,
+            lost_messages=self.lost,
+            gaps=gaps,
+        )
+
+    def _finish_run(self) -> None:
+        self._out += [*self._columns.take(self.run), *self._pairs.take(self.run, None), self._continuity()]
+
+    def harvest(self, now_ns: int) -> list[Document]:
+        """Return what came since the last harvest: spikes, edges, clock pair, faults, then how far it is complete."""
+        documents = [*self._out, *self._columns.take(self.run), *self._pairs.take(self.run, now_ns)]
+        self._out = []
+        return [*documents, *self.faults.due(now_ns), self._continuity()]
+
+    # --- silence ---
+
+    def silent_after_ns(self) -> int:
+        """Return the silence after which the stream counts as stalled, ns."""
+        if self._block is None:
+            return SILENT_EVENTS_NS
+        block_ns = (self._block[1] - self._block[0]) / self._rate_hz * 1e9
+        return max(int(SILENT_BLOCKS * block_ns), SILENT_LEAST_NS)
+
+    def watch(self, now_ns: int, heartbeat_host_ns: int | None) -> None:
+        """Notice silence. `heartbeat_host_ns` is the time of the last heartbeat reply, None if there was none yet.
+
+        A lost tail of messages shows no hole in the numbers: only the clock tells that something is due.
+        """
+        if self.last_arrival_ns is None:
+            self.state = "connecting" if heartbeat_host_ns is None else "online"
+            return
+        silent_ns = now_ns - self.last_arrival_ns
+        if self.state == "streaming" and silent_ns > self.silent_after_ns():
+            self.state = "stalled"
+            detail = f"{self.source}: no message for {silent_ns * 1e-9:.2f} s after message {self._number}"
+            done = "nothing after the watermark counts as delivered; waiting for data"
+            self.faults.note("no data", detail, done, self.last_arrival_ns)
+        beating = heartbeat_host_ns is not None and now_ns - heartbeat_host_ns <= OFFLINE_NS
+        if self.state == "stalled" and silent_ns > OFFLINE_NS and not beating:
+            self.state = "offline"
+            detail = f"{self.source}: no data and no heartbeats for {silent_ns * 1e-9:.1f} s, the GUI is gone or frozen"
+            done = "waiting; the connection comes back by itself"
+            self.faults.note("device offline", detail, done, self.last_arrival_ns)
+        elif self.state == "offline" and beating:
+            self.state = "stalled"

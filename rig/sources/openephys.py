@@ -1,0 +1,173 @@
+"""The loop of the Open Ephys source: bytes from the sockets in, documents onto the bus, about 40 times a second.
+
+Called by `rig.sources.__main__`. What the bytes mean is in `openephys_parse`, what is complete in `continuity`.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from rig import child
+from rig.bus import Peer
+from rig.clock import Clock
+from rig.config import OpenEphysSource
+from rig.sources.continuity import OFFLINE_NS, Ledger
+from rig.sources.openephys_diagnosis import diagnose
+from rig.sources.openephys_parse import Message, Refusal, parse
+from rig.sources.openephys_sockets import Heartbeat, Receiver
+
+PERIOD_NS = 25_000_000
+FIRST_MESSAGE_NS = 7_000_000_000  # leaves a second of the 8 s before giving up for finding out why
+BATCH = 4_000  # messages parsed in one period: keeps a backlog from delaying documents
+
+Say = Callable[..., None]
+
+
+class Stopping(Protocol):
+    """Whether to end; `rig.child.Stop` is one."""
+
+    def __bool__(self) -> bool:
+        """Return True once the source must end."""
+        ...
+
+
+class OpenEphys:
+    """The source's loop: bytes in, documents out."""
+
+    def __init__(self, source: OpenEphysSource, peer: Peer, clock: Clock, stop: Stopping, say: Say = child.say) -> None:
+        """Connect to the GUI; `run` does the rest."""
+        self._source = source
+        self._peer = peer
+        self._clock = clock
+        self._stop = stop
+        self._say = say
+        self._where = f"{source.host}:{source.port}"
+        self._start_ns = clock.now_ns()
+        # In tenths of a second of the host clock: new to the session even after a restart of this process.
+        self._ledger = Ledger(source.name, first_run=self._start_ns // 100_000_000)
+        self._stream = source.stream
+        self._first_refusal: Refusal | None = None
+        self._dropped = 0
+        self._receiver = Receiver(f"tcp://{self._where}", int(source.byte_budget_mb * 1e6), clock)
+        self._heartbeat = Heartbeat(f"tcp://{source.host}:{source.port + 1}", source.name, peer.process)
+
+    def run(self) -> int:
+        """Serve until stopped; return the process's exit code."""
+        due = self._start_ns
+        checked_ns = self._start_ns
+        ready = False
+        try:
+            while not self._stop:
+                failed = self._period()
+                if failed is not None:
+                    return failed
+                now = self._clock.now_ns()
+                if not ready and self._ledger.total:
+                    ready = True
+                    self._say(ready={"source": self._source.name, "endpoint": self._where, "stream": self._stream})
+                elif not ready and now > self._start_ns + FIRST_MESSAGE_NS:
+                    return self._no_message()
+                if now > checked_ns + 1_000_000_000:
+                    checked_ns = now
+                    self._check(now)
+                due = max(due + PERIOD_NS, now) if not self._receiver.waiting >= BATCH else now
+                while (rest_ns := due - self._clock.now_ns()) > 0 and not self._stop:
+                    self._peer.poll(max(rest_ns * 1e-9, 0.001))
+                self._peer.poll(0)
+            for document in self._ledger.harvest(self._clock.now_ns()):
+                self._peer.send(document)
+            return 0
+        finally:
+            self._receiver.close()
+            self._heartbeat.close()
+
+    def _period(self) -> int | None:
+        """Parse what came, send the documents; return an exit code where going on makes no sense."""
+        now = self._clock.now_ns()
+        drained = self._receiver.waiting <= BATCH
+        for arrival, frames in self._receiver.take(BATCH):
+            message = parse(frames)
+            if isinstance(message, Refusal):
+                if message.plugin is not None and not self._ledger.total:
+                    return self._fail(f"{self._where}: {message.reason}", message.cure)
+                self._refused(message)
+                continue
+            if not self._ledger.total and (wrong := _wrong_stream(self._source, message)) is not None:
+                return self._fail(*wrong)
+            self._stream = self._stream or message.stream
+            if message.stream != self._stream:
+                self._refused(Refusal(f"stream {message.stream!r}, not {self._stream!r}", "select the stream again"))
+                continue
+            if message.repaired:
+                self._ledger.faults.once(
+                    "non-ASCII name",
+                    f"{self._source.name}: non-ASCII names in the signal chain make the GUI cut its headers short",
+                    "the headers are repaired; rename with plain ASCII letters to be safe",
+                )
+            self._ledger.take(message, arrival)
+        self._heartbeat.beat(now)
+        if drained:  # silence is judged only once everything that came has been read
+            self._ledger.watch(now, self._heartbeat.replied_ns)
+        for document in self._ledger.harvest(now):
+            self._peer.send(document)
+        return None
+
+    def _fail(self, reason: str, cure: str) -> int:
+        self._say(failed=f"{self._source.name}: {reason}", cure=cure)
+        return 2
+
+    def _refused(self, refusal: Refusal) -> None:
+        self._first_refusal = self._first_refusal or refusal
+        detail = f"{self._source.name}: {refusal.reason}; {refusal.cure}"
+        self._ledger.faults.note("message refused", detail, "not used; its number counts as lost")
+
+    def _no_message(self) -> int:
+        if self._first_refusal is not None:
+            return self._fail(
+                f"{self._where}: no message could be used: {self._first_refusal.reason}", self._first_refusal.cure
+            )
+        return self._fail(*diagnose(self._source.host, self._source.port, self._heartbeat.plugin, 8.0))
+
+    def _check(self, now_ns: int) -> None:
+        """Once a second: what was dropped, what the recorder has not taken, and a missing heartbeat socket."""
+        faults, name = self._ledger.faults, self._source.name
+        dropped = self._receiver.dropped
+        if dropped > self._dropped:
+            detail = f"{name}: {dropped - self._dropped} messages over the budget of {self._source.byte_budget_mb:g} MB"
+            done = "dropped; their numbers count as lost. Raise byte_budget_mb or relieve this computer"
+            faults.note("messages dropped", detail, done, self._receiver.dropped_since_ns)
+            self._dropped, self._receiver.dropped_since_ns = dropped, None
+        unsent = self._peer.unacked_bytes
+        if unsent > self._source.byte_budget_mb * 1e6:
+            faults.note("recorder away", f"{name}: {unsent / 1e6:.0f} MB not acknowledged", "kept; memory grows")
+        if self._heartbeat.replied_ns is None and now_ns > self._start_ns + 2 * OFFLINE_NS and self._ledger.total:
+            port = self._source.port + 1
+            detail = f"{name}: data come but no heartbeat reply: port {port} was taken when the GUI bound it"
+            faults.once("no heartbeat", detail, "data are used; silence cannot be told from a frozen GUI")
+
+
+def probe(source: OpenEphysSource, clock: Clock, wait_s: float = 3.0) -> tuple[str, str]:
+    """Look whether usable messages come; return reason and cure, both empty if they do. For `stimloop check`."""
+    receiver = Receiver(f"tcp://{source.host}:{source.port}", int(source.byte_budget_mb * 1e6), clock)
+    end_ns = clock.now_ns() + int(wait_s * 1e9)
+    refusal: Refusal | None = None
+    pause = threading.Event()
+    try:
+        while clock.now_ns() < end_ns:
+            pause.wait(0.02)
+            for _, frames in receiver.take(BATCH):
+                message = parse(frames)
+                if not isinstance(message, Refusal):
+                    return _wrong_stream(source, message) or ("", "")
+                refusal = message
+    finally:
+        receiver.close()
+    return (refusal.reason, refusal.cure) if refusal is not None else diagnose(source.host, source.port, None, wait_s)
+
+
+def _wrong_stream(source: OpenEphysSource, message: Message) -> tuple[str, str] | None:
+    """Return reason and cure where the config pins another stream."""
+    if source.stream is None or message.stream == source.stream:
+        return None
+    reason = f"{source.host}:{source.port} sends the stream {message.stream!r}, the config pins {source.stream!r}"
+    return reason, "select that stream in the ZMQ Interface, or correct `stream` in the source's config"

@@ -1,0 +1,188 @@
+"""Bytes of the ZMQ Interface: what is read, what is repaired, what is refused and with which words."""
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rig.animal.openephys_wire import Style, data_frames, heartbeat_reply, spike_frames, spike_waveform, ttl_frames
+from rig.sources.openephys_parse import (
+    Data,
+    Message,
+    Refusal,
+    Spike,
+    Ttl,
+    heartbeat_request,
+    parse,
+    read_header,
+    who_replied,
+)
+
+BLOCK = np.zeros(696, dtype=np.float32)
+WAVE = spike_waveform(-100.0)
+
+
+def data(stream: str = "ProbeA-AP", style: Style = "1.0") -> list[bytes]:
+    return data_frames(7, stream, 3, "CH4", 20_880, 30_000.0, BLOCK, 1_684_794_147_003, style)
+
+
+def ttl(stream: str = "ProbeA-AP", style: Style = "1.0") -> list[bytes]:
+    return ttl_frames(1235, stream, 101, 5_521_377, 2, 1, 4, 1_684_794_147_003, style)
+
+
+def spike(stream: str = "ProbeA-AP", style: Style = "1.0", electrode: str = "E01") -> list[bytes]:
+    return spike_frames(9, stream, 103, electrode, 490, 2, (-60.0,), WAVE, 1_684_794_147_003, style)
+
+
+def refused(frames: list[bytes]) -> Refusal:
+    message = parse(frames)
+    assert isinstance(message, Refusal)
+    assert message.cure
+    return message
+
+
+def test_the_three_kinds() -> None:
+    assert parse(data()) == Data(7, "ProbeA-AP", 3, 696, 20_880, 30_000.0, repaired=False)
+    assert parse(ttl()) == Ttl(1235, "ProbeA-AP", 2, 1, 5_521_377, 4, repaired=False)
+    read = parse(spike())
+    assert read == Spike(9, "ProbeA-AP", 103, "E01", 2, 490, repaired=False)
+    assert isinstance(read, Spike)
+    assert read.unit == "E01#2"
+
+
+def test_a_published_ttl_payload() -> None:
+    assert ttl()[2] == bytes.fromhex("02 01 04 00 00 00 00 00 00 00")
+
+
+@pytest.mark.parametrize("make", [data, ttl, spike])
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 4, 8, 15, 16, 18, 25, 33])
+def test_cut_headers_are_repaired_up_to_33_bytes(make: Callable[..., list[bytes]], cut: int) -> None:
+    stream = "\u00e9" * cut + "x"  # each of these letters costs the header one byte at its end
+    expected = parse(make("a"))
+    assert not isinstance(expected, Refusal)
+    assert parse(make(stream)) == replace(expected, stream=stream, repaired=cut > 0)
+
+
+@pytest.mark.parametrize("make", [data, ttl, spike])
+@pytest.mark.parametrize("cut", range(34, 200, 7))
+def test_headers_cut_deeper_are_read_right_or_refused(make: Callable[..., list[bytes]], cut: int) -> None:
+    stream = "\u00e9" * cut
+    expected = parse(make("a"))
+    assert not isinstance(expected, Refusal)
+    read = parse(make(stream))
+    if isinstance(read, Refusal):
+        assert "ASCII" in read.cure
+    else:  # only `data_size` was lost, which the payload's own length replaces
+        assert read == replace(expected, stream=stream, repaired=True)
+        assert cut < 60
+
+
+def test_a_cut_time_stamp_never_becomes_a_number() -> None:
+    header, repaired = read_header(ttl("\u00e9" * 6)[1])
+    assert repaired
+    assert "timestamp" not in header
+
+
+def test_gui_06_escapes_and_needs_no_repair() -> None:
+    read = parse(ttl("sonde-\u00e9", style="0.6"))
+    assert isinstance(read, Ttl)
+    assert (read.stream, read.repaired) == ("sonde-\u00e9", False)
+
+
+def test_commas_and_braces_in_names() -> None:
+    read = parse(spike("a,b}{", electrode='\u00e9,"}'))
+    assert isinstance(read, Spike)
+    assert (read.stream, read.electrode) == ("a,b}{", '\u00e9,"}')
+
+
+def test_a_plugin_too_old_is_named() -> None:
+    header = json.dumps({"message_no": 4, "type": "data", "content": {"n_channels": 2}}).encode()
+    refusal = refused([b"DATA\x00", header, b""])
+    assert refusal.plugin == "old ZMQ Interface"
+    assert "0.3.0" in refusal.cure
+
+
+def falcon_message() -> bytes:
+    """Nine fields of a FlatBuffers table in vtable order, as Falcon Output sends them."""
+    vtable = struct.pack("<HH9H", 22, 60, 4, 8, 12, 16, 20, 24, 32, 40, 48)
+    start = 4 + len(vtable) + 2
+    return struct.pack("<I", start) + b"\0\0" + vtable + struct.pack("<i", start - 6) + bytes(56)
+
+
+@pytest.mark.parametrize(
+    ("frames", "plugin"),
+    [
+        ([b"\x00\x00", b'{"event_type":"ttl"}'], "Event Broadcaster"),
+        ([b"\x01\x00", b'{"event_type":"spike"}'], "Event Broadcaster"),
+        ([falcon_message()], "Falcon Output"),
+        ([b"StartAcquisition and forty more bytes of plain text"], None),
+        ([b"EVENT\x00", b"{}"], None),
+        ([b"PARAM\x00", b"{}", b""], None),
+        ([], None),
+    ],
+)
+def test_other_plugins_on_the_port_are_named(frames: list[bytes], plugin: str | None) -> None:
+    assert refused(frames).plugin == plugin
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("message_num", {"message_num": "7"}),
+        ("message_num", {"message_num": True}),
+        ("message_num", {"message_num": 0}),
+        ("stream", {"content": {"stream": 3}}),
+        ("channel_num", {"content": {"channel_num": -1}}),
+        ("num_samples", {"content": {"num_samples": 0}}),
+        ("sample_num", {"content": {"sample_num": 1 << 60}}),
+        ("sample_rate", {"content": {"sample_rate": float("nan")}}),
+        ("sample_rate", {"content": {"sample_rate": 0}}),
+        ("payload", {"content": {"num_samples": 695}}),
+        ("content", {"content": None}),
+        ("type", {"type": "image"}),
+        ("type", {"type": ["data"]}),
+    ],
+)
+def test_a_wrong_field_is_named(what: str, change: dict[str, object]) -> None:
+    frames = data()
+    header = json.loads(frames[1])
+    for key, value in change.items():
+        header[key] = {**header[key], **value} if isinstance(value, dict) else value
+    assert what in refused([frames[0], json.dumps(header).encode(), frames[2]]).reason
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(9), b"\x40\x01" + bytes(8), b"\x00\x02" + bytes(8)])
+def test_ttl_payloads_that_cannot_be(payload: bytes) -> None:
+    refused([*ttl()[:2], payload])
+
+
+@given(st.lists(st.binary(max_size=80), max_size=4), st.sampled_from([b"DATA\x00", b"EVENT\x00", b"", b"\x00\x00"]))
+@example([b"[" * 100_000, b""], b"DATA\x00")
+@example([b'{"type":"data"}', b""], b"DATA\x00")
+@settings(max_examples=300, deadline=None)
+def test_no_bytes_raise(frames: list[bytes], first: bytes) -> None:
+    assert isinstance(parse([first, *frames]), Message | Refusal)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 255), st.sampled_from([data, ttl, spike]))
+@settings(max_examples=300, deadline=None)
+def test_a_flipped_byte_never_raises(at: int, value: int, make: Callable[..., list[bytes]]) -> None:
+    frames = make()
+    header = bytearray(frames[1])
+    header[at % len(header)] = value
+    assert isinstance(parse([frames[0], bytes(header), frames[2]]), Message | Refusal)
+
+
+def test_heartbeats() -> None:
+    request = heartbeat_request("stimloop probe" * 100, "id")
+    assert len(request) < 500
+    assert json.loads(request)["type"] == "heartbeat"
+    assert who_replied(heartbeat_reply(request)) == "ZMQ Interface"
+    assert who_replied(heartbeat_reply(b"not json")) == "ZMQ Interface"
+    assert who_replied(b"NotHandled") == "Network Events"
+    assert "unknown" in who_replied(b"hello")
