@@ -1,0 +1,271 @@
+"""The command line and the composition root: the one module that may know all three packages.
+
+It joins the rig with the models and the simulated animal; every heavy import happens inside the command that needs it.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rig.clock import HostClock
+from rig.config import Config, ConfigError, load
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Closed-loop visual neuroscience: show images, record neurons, evolve the next images, log everything.",
+)
+bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine: figures, not tests.")
+app.add_typer(bench_app, name="bench")
+console = Console()
+errors = Console(stderr=True)
+ConfigFile = Annotated[Path, typer.Argument(help="Config file of the session, YAML.")]
+SessionFolder = Annotated[Path, typer.Argument(help="Session folder, for example sessions/2026-11-21-demo.")]
+Sessions = Annotated[Path, typer.Option("--sessions", help="Folder in which sessions are kept.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
+
+
+def _die(message: object) -> typer.Exit:
+    errors.print(f"[bold red]error[/] {message}", highlight=False, soft_wrap=True)
+    return typer.Exit(2)
+
+
+def _config(path: Path) -> tuple[Config, str]:
+    try:
+        return load(path)
+    except ConfigError as error:
+        raise _die(error) from error
+
+
+def _existing(folder: Path) -> Path:
+    if not (folder / "session.journal").exists():
+        raise _die(
+            f"{folder} holds no session.journal; give the folder of a session, for example sessions/<date>-<name>"
+        )
+    return folder
+
+
+@app.command()
+def run(config: ConfigFile, sessions: Sessions = Path("sessions")) -> None:
+    """Run a session: screen, devices, model, log."""
+    from rig.runs import new_folder, run_session
+    from rig.supervisor import SessionFailed
+
+    settings, text = _config(config)
+    try:
+        clock = HostClock()
+        folder = new_folder(sessions, settings.name, text, clock)
+        reason = run_session(folder, settings, clock, console)
+    except (SessionFailed, OSError) as error:
+        raise _die(error) from error
+    console.print(f"session {reason}; log [bold]{folder / 'session.journal'}[/], data {folder / 'session.h5'}")
+    _write_report(folder)
+
+
+@app.command()
+def animal(
+    config: ConfigFile,
+    truth: Annotated[Path, typer.Option("--truth", help="Folder for the truth of the simulation.")] = Path("truth"),
+) -> None:
+    """Run the simulated animal: it looks at the screen and plays the recording device of the config."""
+    import numpy as np
+
+    from models.truth import build
+    from rig.animal.process import look_rects
+    from rig.animal.process import run as run_animal
+    from rig.child import Stop
+    from stimuli.bank import natural_bank
+    from stimuli.geometry import pixel_angles
+
+    settings, _ = _config(config)
+    stop, display = Stop(), settings.display
+    try:
+        rect, _ = look_rects(settings)
+        azimuth, elevation = pixel_angles(rect, display.size_px, display.width_cm, display.distance_cm)
+        bank = natural_bank()
+        pictures = np.stack([bank.image(name, 112, 112) for name in bank.names])
+        population = build(settings.animal, azimuth, elevation, pictures)
+    except ConfigError as error:
+        raise _die(f"{config}: {error}") from error
+    raise typer.Exit(run_animal(settings, truth, population, stop))
+
+
+@app.command()
+def demo(
+    config: Annotated[Path | None, typer.Option("--config", help="Another config than the shipped demo.")] = None,
+    sessions: Sessions = Path("sessions"),
+) -> None:
+    """Watch a simulated neuron's favourite image evolve: screen, eye, neurons, wire, recorder, evolution, log."""
+    from rig.demo import run_demo
+    from rig.screen import NoScreen
+    from rig.supervisor import SessionFailed
+
+    path = config or Path(__file__).parent.parent / "configs" / "demo.yaml"
+    settings, text = _config(path)
+    try:
+        folder, ok = run_demo(settings, text, sessions, HostClock(), console)
+    except (SessionFailed, NoScreen, OSError) as error:
+        raise _die(error) from error
+    _write_report(folder)
+    if not ok:
+        raise _die("the demo ran to its end but did not reach its goals; see the lines above")
+
+
+@app.command()
+def replay(
+    folder: SessionFolder,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every decision with the journal.")] = False,
+) -> None:
+    """Run the live code again from the journal of a session."""
+    from threadpoolctl import threadpool_limits
+
+    from models.agents import build_from_config
+    from models.server import WANTS, ModelServer
+    from rig.journal import read_all
+    from rig.messages import SessionStart
+    from rig.replay import verify as verify_log
+
+    if not verify:
+        raise _die("choose what to replay: --verify")
+
+    def make(start: SessionStart) -> ModelServer:
+        settings = Config.model_validate(start.config)
+        _torch_as_live(settings)
+        return ModelServer(build_from_config(settings), len(settings.phases))
+
+    try:
+        with threadpool_limits(1):  # as the supervisor gives it to the live model server
+            verdict = verify_log(read_all(_existing(folder) / "session.journal"), make, WANTS)
+    except ValueError as error:
+        raise _die(error) from error
+    table = Table("decision", "identical", box=None)
+    for kind, n in sorted(verdict.identical.items()):
+        table.add_row(kind, str(n))
+    console.print(table)
+    for line in [*verdict.different, *verdict.missing][:20]:
+        errors.print(line)
+    proposals = verdict.identical.get("proposal", 0)
+    if not verdict.agrees:
+        raise _die(f"{len(verdict.different)} decisions differ, {len(verdict.missing)} are missing or new")
+    console.print(f"identical: {proposals} of {proposals} proposals, {verdict.decisions} decisions in all")
+
+
+def _torch_as_live(settings: Config) -> None:
+    """Use the live run's thread count: sums in another order give other bits."""
+    import torch
+
+    torch.set_num_threads(settings.processes.torch_threads)
+    torch.use_deterministic_algorithms(True)
+
+
+def _write_report(folder: Path) -> None:
+    from rig.report import write
+
+    console.print(f"report [bold]{write(folder)}[/], figures {folder / 'figures'}")
+
+
+@app.command()
+def report(folder: SessionFolder) -> None:
+    """Write figures and a self-contained HTML report of a session."""
+    _write_report(_existing(folder))
+
+
+@app.command()
+def check(config: ConfigFile) -> None:
+    """Look before the session whether everything is in place; each failed check prints its cure."""
+    from rig.preflight import checks
+
+    settings, _ = _config(config)
+    failed = 0
+    for result in checks(settings, HostClock()):
+        mark = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]"}[result.status]
+        console.print(f"{mark}  {result.name}: {result.message}", highlight=False)
+        if result.status != "ok":
+            console.print(f"      cure: {result.remedy}", highlight=False)
+        failed += result.status == "fail"
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def journal(
+    folder: SessionFolder,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only documents of this kind.")] = None,
+    limit: Annotated[int, typer.Option("--limit", help="At most so many lines.")] = 1000,
+) -> None:
+    """List the entries of a session's journal."""
+    from rig.journal import JournalReader
+    from rig.messages import kind_of
+
+    reader = JournalReader(_existing(folder) / "session.journal")
+    shown = 0
+    while (entries := reader.read(final=True)) and shown < limit:
+        for entry in entries:
+            name = kind_of(entry.document)
+            if (kind is None or name == kind) and shown < limit:
+                shown += 1
+                fields = entry.document.model_dump(exclude={"version", "kind", "frames", "frame", "latents", "config"})
+                e = entry.envelope
+                print(f"{e.seq:7d} {e.receipt_host_ns} {e.sender:10s} {name:18s} {str(fields)[:400]}")
+    if reader.damaged_bytes or reader.bad_records:
+        errors.print(f"{reader.damaged_bytes} damaged bytes, {reader.bad_records} unreadable records")
+    reader.close()
+
+
+@bench_app.command("display")
+def bench_display(
+    json_file: JsonFile = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="Length of each of the two runs.")] = 10.0,
+    sessions: Sessions = Path("sessions"),
+) -> None:
+    """Count late flips with the model server computing all the time, and with it idle."""
+    from rig.bench import display
+
+    _bench(lambda: display(minutes, sessions, HostClock(), console), json_file)
+
+
+@bench_app.command("onset")
+def bench_onset(
+    json_file: JsonFile = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="Length of the run.")] = 10.0,
+    sessions: Sessions = Path("sessions"),
+) -> None:
+    """Measure onset times against the truth of the simulated animal, and account for every presentation."""
+    from rig.bench import onset
+
+    _bench(lambda: onset(minutes, sessions, HostClock(), console), json_file)
+
+
+def _bench(measure: "object", json_file: Path | None) -> None:
+    import json
+
+    from rig.screen import NoScreen
+    from rig.supervisor import SessionFailed
+
+    try:
+        figures = measure()  # type: ignore[operator]
+    except (SessionFailed, NoScreen, OSError) as error:
+        raise _die(error) from error
+    for name, value in figures.items():
+        console.print(f"{name:24s} {value}", highlight=False)
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that screens and animals end with us
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""`stimloop demo`: the whole loop against the simulated animal, and what the animal's truth says about it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from rich.console import Console
+
+from rig.clock import Clock
+from rig.compare import Compared, compare, onset_figures
+from rig.config import Config, EvolvePhase
+from rig.runs import new_folder, run_session, simulated_animal
+from rig.screen import virtual_screen
+
+
+@contextmanager
+def any_screen(config: Config) -> Iterator[str]:
+    """Use the screen of DISPLAY where there is one, else a private virtual screen. Raises NoScreen."""
+    given = os.environ.get("DISPLAY")
+    with nullcontext(given) if given or os.name == "nt" else virtual_screen(config.display.size_px) as display:
+        yield display or ""
+
+
+def simulated_session(
+    config: Config, text: str, sessions: Path, clock: Clock, console: Console
+) -> tuple[Path, Compared]:
+    """Run one session with the simulated animal; return its folder and the comparison with the truth."""
+    with any_screen(config) as display:
+        folder = new_folder(sessions, config.name, text, clock)
+        console.print(f"session {folder}, screen {display}; the animal is [bold]simulated[/]", highlight=False)
+        with simulated_animal(folder, clock) as truth:
+            run_session(folder, config, clock, console)
+    return folder, compare(folder, truth)
+
+
+def run_demo(config: Config, text: str, sessions: Path, clock: Clock, console: Console) -> tuple[Path, bool]:
+    """Run the demo; print what the truth says; return the session folder and whether the goals were reached."""
+    folder, compared = simulated_session(config, text, sessions, clock, console)
+    figures = onset_figures(compared)
+    names = ("presentations", "accounted_for", "usable")
+    console.print(", ".join(f"{figures[name]} {name.replace('_', ' ')}" for name in names))
+    ok = figures["presentations"] == figures["accounted_for"]
+    for phase in config.phases:
+        if isinstance(phase, EvolvePhase):
+            ok &= _evolution(compared, phase, console)
+    console.print(f"log     [bold]{folder / 'session.journal'}[/]\ndata    [bold]{folder / 'session.h5'}[/]")
+    return folder, ok
+
+
+def _evolution(compared: Compared, phase: EvolvePhase, console: Console) -> bool:
+    last = max(compared.generation.values())
+    first_hz = compared.mean_rate(phase.unit, "candidate", 0)
+    last_hz = compared.mean_rate(phase.unit, "candidate", last)
+    name, best_hz = compared.best_image(phase.unit, "reference")
+    console.print(
+        f"true (noise-free) response of {phase.unit}: first generation {first_hz:.1f}, last {last_hz:.1f} spikes/s "
+        f"({last_hz / first_hz:.2f}x); truly best reference image {name} {best_hz:.1f} spikes/s",
+        highlight=False,
+    )
+    return last_hz >= 2 * first_hz and last_hz > best_hz

@@ -1,0 +1,124 @@
+"""The experimenter's terminal: a fold over the journal that says where the session is and how it goes."""
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rig.config import Config, EvolvePhase, PresentPhase
+from rig.journal import JournalReader
+from rig.messages import Entry, Fault, ModelUpdated, PhaseEnded, Presented, Proposal, Response, StopRequested
+
+
+def planned(config: Config) -> int:
+    """Return the number of presentations that the config asks for."""
+    total = 0
+    for phase in config.phases:
+        if isinstance(phase, EvolvePhase):
+            population = 20 if phase.preset == "plos2020" else 40
+            total += phase.generations * (population + phase.references + phase.reshows + phase.blanks)
+        elif isinstance(phase, PresentPhase):
+            total += phase.repeats * (phase.count + phase.blanks)
+    return total
+
+
+def expected_s(config: Config, presentations: int) -> float:
+    """Return how long `presentations` take by the config, s."""
+    p = config.presentation
+    return presentations * (p.on_s + p.off_s) + presentations / p.images_per_trial * p.inter_trial_s
+
+
+class Progress:
+    """What the terminal shows; `apply` takes entries, `render` makes the picture."""
+
+    def __init__(self, config: Config) -> None:
+        """Start at nothing shown."""
+        self._config = config
+        self._planned = planned(config)
+        self._phase = self._generation = 0
+        self._agent = ""
+        self._shown = self._answered = self._usable = self._late = 0
+        self._report: dict[str, float] = {}
+        self._faults: dict[str, int] = {}
+        self._last_fault = ""
+        self._ended = ""
+
+    def apply(self, entry: Entry) -> None:
+        """Take one entry of the log."""
+        document = entry.document
+        if isinstance(document, Proposal):
+            self._phase, self._generation, self._agent = document.phase, document.generation, document.agent
+        elif isinstance(document, Presented):
+            self._shown += 1
+            self._late += document.late_flips
+        elif isinstance(document, Response):
+            self._answered += 1
+            self._usable += document.usable
+        elif isinstance(document, ModelUpdated):
+            self._report = document.report
+        elif isinstance(document, Fault):
+            self._faults[document.what] = self._faults.get(document.what, 0) + 1
+            self._last_fault = f"{document.what}: {document.detail} ({document.done})"
+        elif isinstance(document, PhaseEnded):
+            self._ended = document.reason
+        elif isinstance(document, StopRequested):
+            self._ended = document.reason
+
+    def render(self) -> RenderableType:
+        """Return the table of the moment."""
+        table = Table.grid(padding=(0, 2))
+        left_s = expected_s(self._config, max(self._planned - self._shown, 0))
+        rate = ", ".join(f"{k} {v:.1f}" for k, v in self._report.items() if k in ("best", "mean", "reference"))
+        where = f"{self._phase + 1} of {len(self._config.phases)}, {self._agent}, generation {self._generation + 1}"
+        rows = [
+            ("phase", where),
+            ("presentations", f"{self._shown} of {self._planned}, {self._usable} of {self._answered} responses usable"),
+            ("response, spikes/s", rate or "-"),
+            ("late flips", str(self._late)),
+            ("faults", ", ".join(f"{n} x {w}" for w, n in self._faults.items()) or "none"),
+            ("time left", f"about {left_s:.0f} s" if not self._ended else self._ended),
+        ]
+        for name, value in rows:
+            table.add_row(Text(name, style="bold"), value)
+        if self._last_fault:
+            return Group(table, Text(f"last fault: {self._last_fault}", style="yellow"))
+        return table
+
+    def line(self) -> str:
+        """Return the same in one line, for logs without a terminal."""
+        rates = " ".join(f"{k}={v:.1f}" for k, v in self._report.items() if k in ("best", "mean", "reference"))
+        return (
+            f"generation {self._generation + 1}: {self._shown}/{self._planned} shown, {self._usable} usable, "
+            f"late flips {self._late}, faults {sum(self._faults.values())} {rates}"
+        )
+
+    @property
+    def generation(self) -> int:
+        """The generation now on the screen."""
+        return self._generation
+
+
+KINDS = frozenset({"proposal", "presented", "response", "model_updated", "fault", "phase_ended", "stop_requested"})
+
+
+class JournalTail:
+    """Follows a journal that may not be there yet."""
+
+    def __init__(self, path: Path) -> None:
+        """Follow `path`."""
+        self._path = path
+        self._reader: JournalReader | None = None
+
+    def read(self) -> list[Entry]:
+        """Return the new entries."""
+        if self._reader is None:
+            if not self._path.exists():
+                return []
+            self._reader = JournalReader(self._path, KINDS)
+        return self._reader.read()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._reader is not None:
+            self._reader.close()

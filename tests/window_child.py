@@ -1,0 +1,55 @@
+"""A process with the real window, driven line by line by test_display: it can crash, or lose its screen, by itself.
+
+Commands are JSON lists on stdin, answers JSON on stdout: ["upload", texture, file.npy], ["show", texture, patch],
+["churn", frames] (answers its memory in bytes), ["quit"].
+"""
+
+import json
+import sys
+
+import numpy as np
+import psutil
+
+from rig.clock import HostClock
+from rig.config import Display
+from rig.display import Window
+from stimuli.geometry import Rect
+
+TEXTURES = 3
+
+
+def main(settings: str) -> None:
+    """Open the window that `settings` (JSON: display, rect, patch, level) describes and obey."""
+    given = json.loads(settings)
+    patch = None if given["patch"] is None else Rect(*given["patch"])
+    window = Window(Display(**given["display"]), Rect(*given["rect"]), patch, TEXTURES, given["level"], HostClock())
+    answer(window.notes)
+    for line in sys.stdin:
+        what, *rest = json.loads(line)
+        if what == "upload":
+            window.upload(rest[0], np.load(rest[1]))
+            answer("uploaded")
+        elif what == "show":
+            window.draw(rest[0], rest[1])
+            answer(window.flip())
+        elif what == "churn":
+            rng = np.random.default_rng(0)
+            shape = (given["rect"][3], given["rect"][2], 3)
+            for k in range(rest[0]):
+                window.upload(k % TEXTURES, rng.integers(0, 256, shape, dtype=np.uint8))
+                window.draw(k % TEXTURES, True)
+                window.flip()
+            answer(psutil.Process().memory_info().rss)
+        elif what == "quit":
+            break
+    window.close()
+
+
+def answer(value: object) -> None:
+    """Write one line."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
