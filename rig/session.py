@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config, _ = load(options.folder / "config.yaml")
         where = places(config)
-        banks = {"natural": natural_bank(float(config.display.background), config.natural_contrast), **{name: folder_bank(path) for name, path in config.banks.items()}}
+        banks = {name: folder_bank(path) for name, path in config.banks.items()}
+        banks["natural"] = natural_bank(float(config.display.background), config.natural_contrast)
         display = config.display
         frames = FrameMaker(where.angles, display.background, display.gamma, config.limits, banks)
         load_graphics()
