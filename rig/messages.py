@@ -357,7 +357,8 @@ class Response(Document):
     onset_source: Literal["photodiode", "flip", "none"]
     onset_sample: int | None = Field(description="Onset of the image in device samples, None if unknown.")
     onset_host_ns: int | None = Field(description="The same onset on the host clock.")
-    onset_uncertainty_ns: int | None = Field(description="Bound on the error of the onset, 99 %.")
+    onset_uncertainty_ns: int | None = Field(description="Bound on the error of `onset_sample`, as time, 99 %.")
+    onset_host_uncertainty_ns: int | None = Field(description="Bound on the error of `onset_host_ns`, 99 %.")
     flip_to_edge_ns: int | None = Field(description="Photodiode edge (mapped to host) minus flip stamp.")
     window_start_sample: int | None = None
     window_end_sample: int | None = Field(default=None, description="First sample after the window.")

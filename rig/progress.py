@@ -18,6 +18,7 @@ def planned(config: Config) -> int:
         if isinstance(phase, EvolvePhase):
             population = 20 if phase.preset == "plos2020" else 40
             total += phase.generations * (population + phase.references + phase.reshows + phase.blanks)
+            total -= phase.reshows  # the first generation has nothing to show again
         elif isinstance(phase, PresentPhase):
             total += phase.repeats * (phase.count + phase.blanks)
     return total
@@ -61,7 +62,7 @@ class Progress:
             self._faults[document.what] = self._faults.get(document.what, 0) + 1
             self._last_fault = f"{document.what}: {document.detail} ({document.done})"
         elif isinstance(document, PhaseEnded):
-            self._ended = document.reason
+            self._ended = document.reason if document.last else ""
         elif isinstance(document, StopRequested):
             self._ended = document.reason
 

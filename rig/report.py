@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
@@ -57,6 +58,11 @@ def write(folder: Path) -> Path:
 
 def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _bound(values_ns: npt.NDArray[np.int64]) -> str:
+    known = values_ns[values_ns != NO_TIME] / 1e6
+    return f"{np.median(known):.2f} / {known.max():.2f} ms" if len(known) else "not known"
 
 
 def _table(head: list[str], rows: list[list[str]], numbers: frozenset[int] = frozenset()) -> str:
@@ -271,12 +277,11 @@ class _Page:
         for source, name in taken.items():
             chosen = s.answered & (s.onset_source == source)
             if chosen.any():
-                bounds = s.uncertainty_ns[chosen & (s.uncertainty_ns != NO_TIME)] / 1e6
-                text = f"{np.median(bounds):.2f} / {bounds.max():.2f} ms" if len(bounds) else "not known"
-                rows.append([name, f"{int(chosen.sum()):,}", text])
-        out += _table(
-            ["onset taken from", "presentations", "uncertainty (99 %): median / largest"], rows, frozenset({1, 2})
-        )
+                bounds = [_bound(values[chosen]) for values in (s.uncertainty_ns, s.host_uncertainty_ns)]
+                rows.append([name, f"{int(chosen.sum()):,}", *bounds])
+        heads = ["onset taken from", "presentations", "uncertainty in device time", "uncertainty on the host clock"]
+        out += _table(heads, rows, frozenset({1, 2, 3}))
+        out += "<p>Uncertainties are 99 % bounds, median / largest. Responses are counted in device time.</p>"
         drifts = [
             f"Device {escape(d.source)} ran about {abs(d.ppm):.1f} ppm {'faster' if d.ppm > 0 else 'slower'} than the "
             f"host clock ({_count(d.pairs, 'pair')} over {d.minutes[-1]:.1f} min)."

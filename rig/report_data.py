@@ -113,6 +113,7 @@ class Session:
         self.onset_source: Texts = joined(self._texts("responses/onset_source").astype("U20"), "none")
         self.onset_sample: I64 = joined(table["onset_sample"][:], NO_TIME)
         self.uncertainty_ns: I64 = joined(table["onset_uncertainty_ns"][:], NO_TIME)
+        self.host_uncertainty_ns: I64 = joined(table["onset_host_uncertainty_ns"][:], NO_TIME)
         self.flip_to_edge_ns: I64 = joined(table["flip_to_edge_ns"][:], NO_TIME)
         self.coverage: F64 = joined(table["coverage"][:], 0.0)
         self.rate_hz: F64 = joined(table["rate_hz"][:], np.nan)

@@ -47,6 +47,8 @@ def run_session(folder: Path, config: Config, clock: Clock, console: Console) ->
             printed = progress.generation
             console.print(progress.line(), highlight=False, soft_wrap=True)
 
+    devices = ", ".join(s.name for s in config.sources)
+    console.print(f"starting recorder, rig, model, view and {devices} ...", highlight=False, soft_wrap=True)
     try:
         if live is not None:
             live.start()

@@ -4,8 +4,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+SCREEN_PRIORITY = 8
 CURE = "install Debian's xvfb (apt-get install xvfb), or log in on the screen that shows the stimuli and set DISPLAY"
 
 
@@ -28,6 +29,10 @@ def virtual_screen(size_px: tuple[int, int]) -> Iterator[str]:
         start_new_session=True,  # Ctrl-C must reach the session first, not its screen
     )
     os.close(write_end)
+    # It stands for the monitor, which no busy program can hold up. Below the rig's own priority.
+    if hasattr(os, "sched_setscheduler"):
+        with suppress(PermissionError):
+            os.sched_setscheduler(server.pid, os.SCHED_FIFO, os.sched_param(SCREEN_PRIORITY))
     before = os.environ.get("DISPLAY")
     try:
         with os.fdopen(read_end) as answer:

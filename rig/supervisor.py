@@ -157,6 +157,7 @@ class Supervisor:
         self._clock = clock
         self._children: dict[str, Child] = {}
         self._stop_signals = 0
+        self._started = False
         (folder / "logs").mkdir(exist_ok=True)
 
     def _start(self, name: str, module: str, *extra: str) -> Child:
@@ -199,6 +200,7 @@ class Supervisor:
         self._wait(others)
         for child in self._children.values():
             child.say("go")
+        self._started = True
 
     def _until_end(self, watch: Callable[[], None]) -> str:
         rig = self._children["rig"]
@@ -219,6 +221,9 @@ class Supervisor:
     def _end_all(self, watch: Callable[[], None]) -> None:
         """End the children in the order that loses nothing."""
         children = self._children
+        if not self._started:  # nothing was shown: no order to keep, and the user waits for the reason
+            for child in children.values():
+                child.say("stop")
         if "rig" in children:
             orderly = children["rig"].end(STOP_S)
             recorder = children["recorder"]

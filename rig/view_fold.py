@@ -489,6 +489,7 @@ class ViewFold:
             onset_sample=_or(d.onset_sample),
             onset_host_ns=_or(d.onset_host_ns),
             onset_uncertainty_ns=_or(d.onset_uncertainty_ns),
+            onset_host_uncertainty_ns=_or(d.onset_host_uncertainty_ns),
             flip_to_edge_ns=_or(d.flip_to_edge_ns),
             window_start_sample=_or(d.window_start_sample),
             window_end_sample=_or(d.window_end_sample),

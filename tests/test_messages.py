@@ -129,6 +129,7 @@ EXAMPLES: tuple[m.Document, ...] = (
         onset_sample=1,
         onset_host_ns=2,
         onset_uncertainty_ns=3,
+        onset_host_uncertainty_ns=4,
         flip_to_edge_ns=-4,
         coverage=1.0,
         units=("E01#0",),
@@ -217,7 +218,7 @@ def test_writing_to_the_sender_s_array_does_not_change_the_document_s_flags() ->
 # --- names say clocks and units ---------------------------------------------------------------------------------------
 
 CLOCKS = ("_host_ns", "_utc_ns")
-DURATIONS = {"onset_uncertainty_ns", "flip_to_edge_ns"}  # differences: no clock's time
+DURATIONS = {"onset_uncertainty_ns", "onset_host_uncertainty_ns", "flip_to_edge_ns"}  # differences: no clock's time
 PLAIN_NUMBERS = {"coverage", "report"}  # a fraction; figures that their own names explain
 
 

@@ -147,6 +147,7 @@ class Log:
                 onset_sample=None,
                 onset_host_ns=None,
                 onset_uncertainty_ns=None,
+                onset_host_uncertainty_ns=None,
                 flip_to_edge_ns=None,
                 coverage=1.0,
                 units=("a",),

@@ -24,7 +24,7 @@ from rig.sources.openephys import Stopping
 
 PULL_NS = 5_000_000
 PERIOD_NS = 25_000_000
-FIRST_ROW_NS = 8_000_000_000
+FIRST_ROW_NS = 5_000_000_000
 OFFSET_NS = 5_000_000_000
 SILENT_NS = 500_000_000
 OFFLINE_NS = 6_000_000_000
@@ -302,7 +302,7 @@ class LslSpikes:
         missing = [name for name in self._wanted() if name not in visible]
         seen = ", ".join(map(repr, visible)) if visible else "none"
         if missing:
-            reason = f"no LSL stream named {missing[0]!r} in 8 s; streams seen: {seen}"
+            reason = f"no LSL stream named {missing[0]!r} in {FIRST_ROW_NS / 1e9:g} s; streams seen: {seen}"
             return self._fail(reason, "start the sender, or correct `stream` and `edges` in the source's config")
-        reason = f"the LSL streams {self._wanted()} are there but sent no watermark row in 8 s"
+        reason = f"the LSL streams {self._wanted()} are there but sent no watermark row in {FIRST_ROW_NS / 1e9:g} s"
         return self._fail(reason, "start the sender's acquisition; the rows it must send are in docs/wires.md")

@@ -17,7 +17,7 @@ from rig.sources.openephys_parse import Message, Refusal, parse
 from rig.sources.openephys_sockets import Heartbeat, Receiver
 
 PERIOD_NS = 25_000_000
-FIRST_MESSAGE_NS = 7_000_000_000  # leaves a second of the 8 s before giving up for finding out why
+FIRST_MESSAGE_NS = 4_000_000_000  # a session that cannot start says why in under 10 s, all start-up included
 BATCH = 4_000  # messages parsed in one period: keeps a backlog from delaying documents
 
 Say = Callable[..., None]
@@ -126,7 +126,7 @@ class OpenEphys:
             return self._fail(
                 f"{self._where}: no message could be used: {self._first_refusal.reason}", self._first_refusal.cure
             )
-        return self._fail(*diagnose(self._source.host, self._source.port, self._heartbeat.plugin, 8.0))
+        return self._fail(*diagnose(self._source.host, self._source.port, self._heartbeat.plugin, FIRST_MESSAGE_NS / 1e9))
 
     def _check(self, now_ns: int) -> None:
         """Once a second: what was dropped, what the recorder has not taken, and a missing heartbeat socket."""
