@@ -126,7 +126,8 @@ class OpenEphys:
             return self._fail(
                 f"{self._where}: no message could be used: {self._first_refusal.reason}", self._first_refusal.cure
             )
-        return self._fail(*diagnose(self._source.host, self._source.port, self._heartbeat.plugin, FIRST_MESSAGE_NS / 1e9))
+        waited_s = FIRST_MESSAGE_NS / 1e9
+        return self._fail(*diagnose(self._source.host, self._source.port, self._heartbeat.plugin, waited_s))
 
     def _check(self, now_ns: int) -> None:
         """Once a second: what was dropped, what the recorder has not taken, and a missing heartbeat socket."""
