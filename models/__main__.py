@@ -18,7 +18,7 @@ from models.agents import build_from_config
 from models.agents.types import Work
 from models.server import WANTS, ModelServer
 from rig.bus import Peer
-from rig.child import Stop, say
+from rig.child import Stop, fail, say, shield
 from rig.clock import Clock, HostClock
 from rig.config import Config, load
 from rig.messages import Fault
@@ -105,11 +105,13 @@ def main(arguments: list[str] | None = None) -> int:
     peer.send(process_started(NAME, clock, notes))
     try:
         _loop(config, peer, clock, stop)
-        peer.flush(2.0)
+        if not peer.flush(2.0):
+            return fail(f"{peer.unacked} documents were not taken by the recorder", "see the recorder's log")
     finally:
         peer.close()
     return 0
 
 
 if __name__ == "__main__":
+    shield()
     sys.exit(main())

@@ -120,9 +120,9 @@ class ModelServer:
             pass
         batch = self.work.result()
         self.work = None
-        out: list[Document] = []
+        faults: list[Document] = []
         if batch_hash(batch) != done.sha256:
-            out.append(
+            faults.append(
                 Fault(
                     what="work not reproducible",
                     detail=f"work {done.work} gave another result after {done.steps} steps than the journal says",
@@ -131,7 +131,7 @@ class ModelServer:
             )
         self._previous, self._current, self._told_main = self._current, self._proposal(batch), False
         self._proposals += 1
-        return [*out, self._current]
+        return [self._current, *faults]  # the proposal keeps its identity also where a restart finds a difference
 
     def _proposal(self, batch: Batch) -> Proposal:
         assert self._agent is not None  # noqa: S101 - only called while a phase runs

@@ -22,6 +22,7 @@ from rig.messages import BadDocument, Document, Entry, Envelope, decode, encode
 HELLO_EVERY_NS = 1_000_000_000
 GOT_EVERY_NS = 500_000_000
 MAX_MESSAGE_BYTES = 256 << 20
+MOST_AT_ONCE = 200
 
 
 def _json(**fields: Any) -> bytes:
@@ -72,6 +73,8 @@ class Peer:
         frames = [_json(op="doc", n=self._sent, cause=cause), *encode(document)]
         self._unacked.append((self._sent, frames))
         if self._welcomed:
+            if len(self._unacked) == 1:  # the recorder has a second to acknowledge it
+                self._hello_due_ns = self._clock.now_ns() + HELLO_EVERY_NS
             self._push(frames)
 
     def _push(self, frames: list[bytes]) -> bool:
@@ -83,6 +86,8 @@ class Peer:
 
     def poll(self, timeout_s: float = 0.0) -> list[Entry]:
         """Exchange what is due; return new entries, in journal order, each exactly once."""
+        entries, self._held = self._held, []
+        self._receive(0.0, entries)  # first what has come: an acknowledgement may lie there and make a hello needless
         now = self._clock.now_ns()
         if now >= self._hello_due_ns and (not self._welcomed or self._unacked):
             self._hello(now)
@@ -90,14 +95,16 @@ class Peer:
             # Also sent when there is nothing new: a restarted recorder answers "who".
             self._push([_json(op="got", seq=self._last_seq)])
             self._got_seq, self._got_due_ns = self._last_seq, now + GOT_EVERY_NS
-        entries, self._held = self._held, []
-        wait_ms = 0 if entries else int(timeout_s * 1000)
-        while self._socket.poll(wait_ms):
+        if not entries and timeout_s > 0:
+            self._receive(timeout_s, entries)
+        return entries
+
+    def _receive(self, timeout_s: float, entries: list[Entry]) -> None:
+        """Take what has come, or comes within the time-out, into `entries`; at most about 200 at once."""
+        wait_ms = int(timeout_s * 1000)
+        while len(entries) < MOST_AT_ONCE and self._socket.poll(wait_ms):
             wait_ms = 0
             self._take(self._socket.recv_multipart(), entries)
-            if len(entries) >= 200:
-                break
-        return entries
 
     def _hello(self, now_ns: int) -> None:
         first = self._unacked[0][0] if self._unacked else self._sent + 1
@@ -158,8 +165,10 @@ class Peer:
         Entries that arrive meanwhile are handed out by the next `poll`.
         """
         end = self._clock.now_ns() + int(timeout_s * 1e9)
+        kept: list[Entry] = []
         while self._unacked and self._clock.now_ns() < end:
-            self._held += self.poll(0.02)
+            kept += self.poll(0.02)
+        self._held = kept + self._held
         return not self._unacked
 
     def close(self) -> None:

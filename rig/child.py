@@ -2,14 +2,24 @@
 
 Protocol with the supervisor, over the standard pipes: the child writes one JSON object per line to stdout
 ({"ready": {...}}, {"failed": reason, "cure": ...}, {"note": ...}); the supervisor writes "go" (all are ready) and
-"stop" to its stdin, and the end of stdin means that the supervisor is gone. Logging goes to stderr.
+"stop" (with a reason, if there is one) to its stdin; the end of stdin means that it is gone. Logging goes to stderr.
 """
 
 import json
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
+
+
+def shield() -> None:
+    """Leave Ctrl-C and SIGTERM to the supervisor, which ends the children in order; if it dies, their stdin ends.
+
+    A shutdown of the machine or of a service signals every process at once: the recorder must not be the first to go.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Stop:
@@ -19,6 +29,7 @@ class Stop:
         """Start the thread that reads stdin (a daemon: it ends with the process)."""
         self._event = threading.Event()
         self.go = False
+        self.reason = ""  # what followed the word stop
         self.orphaned = False
         threading.Thread(target=self._read, name="stdin", daemon=True).start()
 
@@ -33,6 +44,7 @@ class Stop:
             if b"go" in data:
                 self.go = True
             if b"stop" in data:
+                self.reason = data[data.index(b"stop") + 4 :].decode("utf-8", "replace").strip()
                 self._event.set()
 
     def __bool__(self) -> bool:

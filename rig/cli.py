@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rig.clock import HostClock
-from rig.config import Config, ConfigError, load
+from rig.config import Config, ConfigError, Subject, load
+from rig.messages import Entry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,13 +59,16 @@ def run(config: ConfigFile, sessions: Sessions = Path("sessions")) -> None:
     from rig.supervisor import SessionFailed
 
     settings, text = _config(config)
+    if settings.subject == Subject():
+        raise _die(f"{config}: subject: missing; name the animal (id, species), or use `stimloop demo --config`")
     try:
         clock = HostClock()
         folder = new_folder(sessions, settings.name, text, clock)
-        reason = run_session(folder, settings, clock, console)
+        console.print(f"session folder [bold]{folder}[/]", soft_wrap=True)
+        reason = run_session(folder, settings, False, clock, console)
     except (SessionFailed, OSError) as error:
         raise _die(error) from error
-    console.print(f"session {reason}; log [bold]{folder / 'session.journal'}[/], data {folder / 'session.h5'}")
+    console.print(f"session {reason}; log {folder / 'session.journal'}, data {folder / 'session.h5'}", soft_wrap=True)
     _write_report(folder)
 
 
@@ -127,8 +131,8 @@ def replay(
 
     from models.agents import build_from_config
     from models.server import WANTS, ModelServer
-    from rig.journal import read_all
-    from rig.messages import SessionStart
+    from rig.journal import JournalReader
+    from rig.messages import Proposal, SessionStart
     from rig.replay import verify as verify_log
 
     if not verify:
@@ -139,9 +143,14 @@ def replay(
         _torch_as_live(settings)
         return ModelServer(build_from_config(settings), len(settings.phases))
 
+    reader = JournalReader(_existing(folder) / "session.journal")
+    entries: list[Entry] = []
+    while new := reader.read(final=True):
+        entries += new
+    reader.close()
     try:
         with threadpool_limits(1):  # as the supervisor gives it to the live model server
-            verdict = verify_log(read_all(_existing(folder) / "session.journal"), make, WANTS)
+            verdict = verify_log(entries, make, WANTS)
     except ValueError as error:
         raise _die(error) from error
     table = Table("decision", "identical", box=None)
@@ -150,10 +159,35 @@ def replay(
     console.print(table)
     for line in [*verdict.different, *verdict.missing][:20]:
         errors.print(line)
-    proposals = verdict.identical.get("proposal", 0)
+    whole = _completeness(entries, reader.damaged_bytes + reader.bad_records)
+    for line in whole:
+        errors.print(f"[yellow]incomplete log[/] {line}", highlight=False)
+    if not verdict.identical:
+        raise _die("the journal holds no decision that could be compared")
     if not verdict.agrees:
         raise _die(f"{len(verdict.different)} decisions differ, {len(verdict.missing)} are missing or new")
-    console.print(f"identical: {proposals} of {proposals} proposals, {verdict.decisions} decisions in all")
+    proposals = sum(isinstance(e.document, Proposal) for e in entries)
+    console.print(
+        f"identical: {verdict.identical.get('proposal', 0)} of {proposals} proposals, "
+        f"{verdict.decisions} decisions in all"
+    )
+    if whole:
+        raise typer.Exit(3)
+
+
+def _completeness(entries: list[Entry], damage: int) -> list[str]:
+    """Return what is missing from a log, in words; nothing for a session that was closed in order."""
+    from rig.messages import SessionStop
+
+    out = []
+    seqs = [e.envelope.seq for e in entries]
+    if seqs != list(range(1, len(seqs) + 1)):
+        out.append(f"{seqs[-1] - len(seqs)} entries are missing or damaged")
+    if damage:
+        out.append("part of the file is damaged")
+    if not isinstance(entries[-1].document, SessionStop):
+        out.append("the session was not closed in order: the log ends without SessionStop")
+    return out
 
 
 def _torch_as_live(settings: Config) -> None:
@@ -194,25 +228,34 @@ def check(config: ConfigFile) -> None:
 
 
 @app.command()
+def recover(folder: SessionFolder) -> None:
+    """Rebuild session.h5 from the journal, also from one that was torn by a kill or a power loss."""
+    from rig.view import build
+
+    console.print(f"rebuilt [bold]{build(_existing(folder))}[/]", soft_wrap=True)
+
+
+@app.command()
 def journal(
     folder: SessionFolder,
     kind: Annotated[str | None, typer.Option("--kind", help="Only documents of this kind.")] = None,
     limit: Annotated[int, typer.Option("--limit", help="At most so many lines.")] = 1000,
 ) -> None:
-    """List the entries of a session's journal."""
+    """List a session's journal: one JSON object a line; long arrays and pictures are given by their shape."""
     from rig.journal import JournalReader
-    from rig.messages import kind_of
+    from rig.messages import DOCUMENT_TYPES, summary
 
-    reader = JournalReader(_existing(folder) / "session.journal")
-    shown = 0
-    while (entries := reader.read(final=True)) and shown < limit:
+    if kind is not None and kind not in DOCUMENT_TYPES:
+        raise _die(f"no documents of kind {kind!r}; there are: {', '.join(sorted(DOCUMENT_TYPES))}")
+    reader = JournalReader(_existing(folder) / "session.journal", None if kind is None else frozenset({kind}))
+    count = 0
+    while entries := reader.read(final=True):
         for entry in entries:
-            name = kind_of(entry.document)
-            if (kind is None or name == kind) and shown < limit:
-                shown += 1
-                fields = entry.document.model_dump(exclude={"version", "kind", "frames", "frame", "latents", "config"})
-                e = entry.envelope
-                print(f"{e.seq:7d} {e.receipt_host_ns} {e.sender:10s} {name:18s} {str(fields)[:400]}")
+            count += 1
+            if count <= limit:
+                print(summary(entry))
+    if count > limit:
+        errors.print(f"{count - limit} more; use --limit {count}")
     if reader.damaged_bytes or reader.bad_records:
         errors.print(f"{reader.damaged_bytes} damaged bytes, {reader.bad_records} unreadable records")
     reader.close()
@@ -260,7 +303,8 @@ def _bench(measure: "object", json_file: Path | None) -> None:
 
 def main() -> None:
     """Run the command line."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that screens and animals end with us
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        signal.signal(number, lambda *_: sys.exit(143))  # so that screens and animals end with us
     try:
         app()
     except KeyboardInterrupt:

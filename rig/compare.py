@@ -3,6 +3,7 @@
 Used by the demo and the benches, after the session. The controller itself never reads the truth.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import numpy.typing as npt
 
 from rig.animal.truth_log import Truth, read
 from rig.journal import read_all
-from rig.messages import Entry, Presented, Proposal, Response
+from rig.messages import Entry, Fault, Presented, Proposal, Response, TrialIntent
 
-KINDS = frozenset({"session_start", "process_started", "proposal", "presented", "response", "fault"})
+KINDS = frozenset({"trial_intent", "proposal", "presented", "response", "fault"})
 PAIRING_NS = 40_000_000
 F64 = npt.NDArray[np.float64]
 
@@ -25,33 +26,40 @@ class Compared:
     entries: list[Entry]
     shown: list[Presented]
     responses: dict[int, Response]
-    generation: dict[int, int]
+    place: dict[int, tuple[int, int]]
+    """Proposal -> phase and generation."""
     true_onset_ns: dict[int, int]
     """Presentation -> host time at which the animal's photodiode saw it."""
     true_rate_hz: dict[int, F64]
     """Presentation -> noise-free rate of each unit for the image that the eye saw, spikes/s."""
     units: tuple[str, ...]
 
-    def of_role(self, role: str, generation: int | None = None) -> list[Presented]:
-        """Return the presentations of a role that the animal saw, of one generation or of all."""
+    def of_role(self, role: str, phase: int, generation: int | None = None) -> list[Presented]:
+        """Return the presentations of a role in a phase that the animal saw, of one generation or of all."""
         return [
             p
             for p in self.shown
             if p.role == role
             and p.presentation in self.true_rate_hz
-            and (generation is None or self.generation.get(p.proposal) == generation)
+            and self.place[p.proposal][0] == phase
+            and (generation is None or self.place[p.proposal][1] == generation)
         ]
 
-    def mean_rate(self, unit: str, role: str, generation: int | None = None) -> float:
-        """Return the mean noise-free rate of a unit, spikes/s; NaN if nothing was shown."""
+    def generations(self, phase: int) -> list[int]:
+        """Return the generations of a phase of which anything was shown."""
+        shown = {self.place[p.proposal] for p in self.shown}
+        return sorted(g for k, g in shown if k == phase)
+
+    def mean_rate(self, unit: str, role: str, phase: int, generation: int | None = None) -> float:
+        """Return the mean noise-free rate of a unit, spikes/s, spontaneous rate included; NaN if nothing was shown."""
         k = self.units.index(unit)
-        rates = [float(self.true_rate_hz[p.presentation][k]) for p in self.of_role(role, generation)]
+        rates = [float(self.true_rate_hz[p.presentation][k]) for p in self.of_role(role, phase, generation)]
         return float(np.mean(rates)) if rates else float("nan")
 
-    def best_image(self, unit: str, role: str) -> tuple[str, float]:
-        """Return the image of a role with the highest noise-free rate, and that rate in spikes/s."""
+    def best_image(self, unit: str, role: str, phase: int) -> tuple[str, float]:
+        """Return the shown image of a role with the highest noise-free rate, and that rate in spikes/s."""
         k = self.units.index(unit)
-        rows = [(p.stimulus_id, float(self.true_rate_hz[p.presentation][k])) for p in self.of_role(role)]
+        rows = [(p.stimulus_id, float(self.true_rate_hz[p.presentation][k])) for p in self.of_role(role, phase)]
         return max(rows, key=lambda row: row[1], default=("none", float("nan")))
 
 
@@ -70,7 +78,8 @@ def compare(folder: Path, truth_folder: Path) -> Compared:
     truth: Truth = read(truth_folder)
     shown = [e.document for e in entries if isinstance(e.document, Presented)]
     responses = {e.document.presentation: e.document for e in entries if isinstance(e.document, Response)}
-    generation = {e.document.proposal: e.document.generation for e in entries if isinstance(e.document, Proposal)}
+    proposals = [e.document for e in entries if isinstance(e.document, Proposal)]
+    place = {p.proposal: (p.phase, p.generation) for p in proposals}
     rising = truth.edge_host_ns[truth.edge_state == 1]
     onset: dict[int, int] = {}
     rate: dict[int, F64] = {}
@@ -83,7 +92,7 @@ def compare(folder: Path, truth_folder: Path) -> Compared:
         seen = int(np.searchsorted(truth.image_host_ns, middle, side="right")) - 1
         if seen >= 0:
             rate[p.presentation] = truth.rates[seen]
-    return Compared(entries, shown, responses, generation, onset, rate, truth.units)
+    return Compared(entries, shown, responses, place, onset, rate, truth.units)
 
 
 def percentiles_ms(errors_ns: list[int]) -> tuple[float, float]:
@@ -97,7 +106,8 @@ def percentiles_ms(errors_ns: list[int]) -> tuple[float, float]:
 def onset_figures(compared: Compared) -> dict[str, float | int]:
     """Return the errors of onset times against the truth, and how many presentations are accounted for.
 
-    Accounted for = exactly one Response, usable or with a reason.
+    `presentations` are those that the rig announced before showing them. Accounted for = shown, with exactly one
+    Response; or named by a Fault as announced and not shown.
     """
     edge, flip = [], []
     for p in compared.shown:
@@ -108,7 +118,12 @@ def onset_figures(compared: Compared) -> dict[str, float | int]:
         flip.append(p.onset_flip_host_ns - true)
         if response is not None and response.onset_source == "photodiode" and response.onset_host_ns is not None:
             edge.append(response.onset_host_ns - true)
-    answered = [compared.responses.get(p.presentation) for p in compared.shown]
+    documents = [e.document for e in compared.entries]
+    announced = {n for d in documents if isinstance(d, TrialIntent) for n in d.presentations}
+    answers = [d.presentation for d in documents if isinstance(d, Response)]
+    answered = {n for n, times in Counter(answers).items() if times == 1}
+    shown = {p.presentation for p in compared.shown}
+    named = {n for d in documents if isinstance(d, Fault) for n in d.presentations} - shown
     edge50, edge99 = percentiles_ms(edge)
     flip50, flip99 = percentiles_ms(flip)
     return {
@@ -116,8 +131,8 @@ def onset_figures(compared: Compared) -> dict[str, float | int]:
         "edge_error_ms_p99": edge99,
         "flip_error_ms_p50": flip50,
         "flip_error_ms_p99": flip99,
-        "presentations": len(compared.shown),
-        "accounted_for": sum(r is not None and (r.usable or bool(r.reason)) for r in answered),
-        "usable": sum(r is not None and r.usable for r in answered),
+        "presentations": len(announced),
+        "accounted_for": len(announced & ((shown & answered) | named)),
+        "usable": sum(compared.responses[n].usable for n in answered),
         "with_photodiode_edge": len(edge),
     }

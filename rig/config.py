@@ -143,7 +143,7 @@ class Responses(Part):
     edge_tolerance_s: float = Field(
         default=0.04, gt=0, le=0.2, description="Largest distance of a photodiode edge from its flip, s."
     )
-    timeout_s: float = Field(default=2.0, gt=0.1, description="A window without data for this long is missing, s.")
+    timeout_s: float = Field(default=2.0, gt=0.1, le=10, description="Without data for this long it is missing, s.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -298,6 +298,24 @@ class Config(Part):
 
     def _rhythm_mistakes(self) -> Iterator[str]:
         rhythm, display = self.presentation, self.display
+        baseline, period_s = self.responses.baseline, rhythm.on_s + rhythm.off_s
+        photodiode = display.patch is not None and self.sources and self.sources[0].photodiode_line is not None
+        if photodiode and rhythm.off_s == 0 and rhythm.images_per_trial > 1:
+            yield (
+                "presentation.off_s: 0 leaves the photodiode patch white between images, so that no onset can be seen; "
+                "give it a frame or more, or set photodiode_line of the source to null"
+            )
+        if photodiode and self.responses.edge_tolerance_s >= period_s / 2:
+            yield (
+                f"responses.edge_tolerance_s: {self.responses.edge_tolerance_s:g} s reaches to the edge of the next "
+                f"image; use less than half of on_s + off_s, {period_s / 2:.3g} s"
+            )
+        if baseline.kind != "none" and period_s + baseline.window_s[0] < self.responses.window_s[1] - 1e-9:
+            yield (
+                f"responses.baseline: it begins {period_s + baseline.window_s[0]:.3g} s after the onset before, "
+                f"inside that image's response window (to {self.responses.window_s[1]:g} s), and would subtract the "
+                "response; lengthen presentation.off_s, move the window, or choose kind: none"
+            )
         rate_hz = 1 / (rhythm.on_s + rhythm.off_s)
         if rate_hz > self.limits.max_flicker_hz:
             yield (

@@ -30,7 +30,7 @@ def simulated_session(
         folder = new_folder(sessions, config.name, text, clock)
         console.print(f"session {folder}, screen {display}; the animal is [bold]simulated[/]", highlight=False)
         with simulated_animal(folder, clock) as truth:
-            run_session(folder, config, clock, console)
+            run_session(folder, config, True, clock, console)
     return folder, compare(folder, truth)
 
 
@@ -40,22 +40,29 @@ def run_demo(config: Config, text: str, sessions: Path, clock: Clock, console: C
     figures = onset_figures(compared)
     names = ("presentations", "accounted_for", "usable")
     console.print(", ".join(f"{figures[name]} {name.replace('_', ' ')}" for name in names))
-    ok = figures["presentations"] == figures["accounted_for"]
-    for phase in config.phases:
+    ok = 0 < figures["presentations"] == figures["accounted_for"]
+    for k, phase in enumerate(config.phases):
         if isinstance(phase, EvolvePhase):
-            ok &= _evolution(compared, phase, console)
-    console.print(f"log     [bold]{folder / 'session.journal'}[/]\ndata    [bold]{folder / 'session.h5'}[/]")
+            ok &= _evolution(compared, phase, k, console)
+    console.print(f"log     {folder / 'session.journal'}\ndata    {folder / 'session.h5'}", soft_wrap=True)
     return folder, ok
 
 
-def _evolution(compared: Compared, phase: EvolvePhase, console: Console) -> bool:
-    last = max(compared.generation.values())
-    first_hz = compared.mean_rate(phase.unit, "candidate", 0)
-    last_hz = compared.mean_rate(phase.unit, "candidate", last)
-    name, best_hz = compared.best_image(phase.unit, "reference")
+def _evolution(compared: Compared, phase: EvolvePhase, number: int, console: Console) -> bool:
+    generations = compared.generations(number)
+    if phase.unit not in compared.units or not generations:
+        known = ", ".join(compared.units)
+        console.print(f"phase {number + 1}: {phase.unit} has no truth here; the animal's units are {known}")
+        return False
+    first_hz = compared.mean_rate(phase.unit, "candidate", number, generations[0])
+    last_hz = compared.mean_rate(phase.unit, "candidate", number, generations[-1])
+    blank_hz = compared.mean_rate(phase.unit, "blank", number)
+    name, best_hz = compared.best_image(phase.unit, "reference", number)
     console.print(
-        f"true (noise-free) response of {phase.unit}: first generation {first_hz:.1f}, last {last_hz:.1f} spikes/s "
-        f"({last_hz / first_hz:.2f}x); truly best reference image {name} {best_hz:.1f} spikes/s",
+        f"true (noise-free) response of {phase.unit}: mean of generation {generations[0] + 1} {first_hz:.1f}, of "
+        f"generation {generations[-1] + 1} {last_hz:.1f} spikes/s ({last_hz / first_hz:.2f}x); truly best of the "
+        f"{phase.references} references {name} {best_hz:.1f}; blank screen {blank_hz:.1f} (spontaneous rate included)",
         highlight=False,
+        soft_wrap=True,
     )
     return last_hz >= 2 * first_hz and last_hz > best_hz

@@ -1,6 +1,6 @@
 """From a stimulus of a proposal to the exact 8-bit frame that is drawn: render, limits, gamma table, sha256.
 
-Called by `rig.session` between trials, one stimulus at a time. Pure: no screen, no clock, no files but the image banks.
+Called by `rig.loop` between trials, one stimulus at a time. Pure: no screen, no clock, no files but the image banks.
 A frame that cannot be drawn or exceeds a limit becomes the background, and says so: it is never mended.
 """
 

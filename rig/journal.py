@@ -89,6 +89,11 @@ class JournalReader:
         self.bad_records = 0
         self.valid_end = 0
 
+    @property
+    def read_bytes(self) -> int:
+        """How much of the file was read so far."""
+        return self._read_end
+
     def records(self, final: bool = False) -> "list[tuple[int, int, bytes]]":
         """Return (seq, offset of the record, body) of all whole records in the next stretch of the file."""
         if self._at:
@@ -187,13 +192,13 @@ class JournalWriter:
     def _recover(self, session: str, on_record: Callable[[int, int, bytes], None] | None) -> None:
         reader = JournalReader(self.path)
         try:
-            while True:
-                before = reader.valid_end, reader.damaged_bytes
+            while True:  # to the end of the file: a record may be larger than what is read at once
+                before = reader.read_bytes
                 for seq, offset, body in reader.records(final=True):
                     self.last_seq = seq
                     if on_record is not None:
                         on_record(seq, offset, body)
-                if (reader.valid_end, reader.damaged_bytes) == before:
+                if reader.read_bytes == before:
                     break
         finally:
             reader.close()

@@ -83,10 +83,12 @@ class Document(BaseModel):
 
     @model_validator(mode="after")
     def _axes_agree(self) -> Self:
-        """Columns along one axis have one length; the `unit` axis is as long as `units`."""
+        """Columns along one axis have one length, the `unit` axis that of `units`; integers fit into 64 bits."""
         lengths = {"unit": len(self.units)} if hasattr(self, "units") else {}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{name} does not fit into 64 bits")
             for axes in (m.axes for m in field.metadata if isinstance(m, Axes)):
                 for axis, length in zip(axes, value.shape, strict=True):
                     if lengths.setdefault(axis, length) != length:
@@ -102,6 +104,7 @@ class SessionStart(Document):
 
     kind: Literal["session_start"] = "session_start"
     session: str = Field(description="Name of the session folder.")
+    simulated: bool = Field(description="Whether the simulated animal was recorded: then these are no data.")
     config_yaml: str = Field(description="The user's config file, verbatim.")
     config: dict[str, Any] = Field(description="The validated config with all defaults filled in.")
     versions: dict[str, str] = Field(description="Versions of Python, the program and its libraries.")
@@ -146,6 +149,7 @@ class Tick(Document):
 
     kind: Literal["tick"] = "tick"
     tick_host_ns: int
+    closing: bool = Field(default=False, description="The session is about to be closed: nothing more will come.")
 
 
 class Fault(Document):
@@ -325,7 +329,7 @@ class Continuity(Document):
     source: str
     run: int
     state: Literal["connecting", "online", "streaming", "stalled", "offline"]
-    sample_rate_hz: float = Field(description="Nominal rate that the device states.")
+    sample_rate_hz: float = Field(ge=0, le=1e9, description="Nominal rate that the device states; 0 if unknown.")
     watermark_sample: int = Field(description="Every event before this sample was delivered, or lies in a gap.")
     messages: int = Field(description="Messages received in this run so far.")
     lost_messages: int = Field(description="Messages known to be lost in this run so far.")
@@ -364,7 +368,7 @@ class Response(Document):
     window_end_sample: int | None = Field(default=None, description="First sample after the window.")
     coverage: float = Field(ge=0, le=1, description="Fraction of window and baseline window known to be complete.")
     units: tuple[str, ...]
-    count: F64Units = Field(description="Spikes in the window.")
+    count: F64Units = Field(description="Spikes in the window; NaN for a unit that was never seen, or if not usable.")
     baseline: F64Units = Field(description="Expected spikes in the window from the baseline; 0 where baseline is none.")
     rate_hz: F64Units = Field(description="(count - baseline) / window length, spikes/s.")
 
@@ -533,3 +537,19 @@ def decode_entry(body: bytes) -> Entry:
     except (ValidationError, IndexError) as error:
         raise BadDocument(f"not an envelope: {error}") from error
     return Entry(envelope, decode(parts[1:]))
+
+
+def summary(entry: Entry) -> str:
+    """Return an entry as one line of JSON for people and for grep; arrays longer than 64 numbers as their shape."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.tolist() if value.size <= 64 else f"{value.dtype} {list(value.shape)}"
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return value
+
+    fields = plain(entry.document.model_dump(exclude={"version"}))
+    return json.dumps({"seq": entry.envelope.seq, "sender": entry.envelope.sender, **fields})

@@ -1,6 +1,6 @@
 """When each frame is due: a grid of absolute deadlines, and what a flip's stamp says about it.
 
-Pure arithmetic, used by `rig.session`; reads no clock and draws nothing. Frame k is due at start + k * period, computed
+Pure arithmetic, used by `rig.loop`; reads no clock and draws nothing. Frame k is due at start + k * period, computed
 from k in integers: k advances by addition, so rounding never adds up, whatever the refresh rate.
 """
 

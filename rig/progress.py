@@ -37,8 +37,8 @@ class Progress:
         """Start at nothing shown."""
         self._config = config
         self._planned = planned(config)
-        self._phase = self._generation = 0
-        self._agent = ""
+        self._proposals: dict[int, tuple[int, str, int]] = {}  # number -> phase, agent, generation
+        self._now = (0, "", 0)  # of what is on the screen
         self._shown = self._answered = self._usable = self._late = 0
         self._report: dict[str, float] = {}
         self._faults: dict[str, int] = {}
@@ -49,9 +49,10 @@ class Progress:
         """Take one entry of the log."""
         document = entry.document
         if isinstance(document, Proposal):
-            self._phase, self._generation, self._agent = document.phase, document.generation, document.agent
+            self._proposals[document.proposal] = (document.phase, document.agent, document.generation)
         elif isinstance(document, Presented):
             self._shown += 1
+            self._now = self._proposals.get(document.proposal, self._now)
             self._late += document.late_flips
         elif isinstance(document, Response):
             self._answered += 1
@@ -70,10 +71,9 @@ class Progress:
         """Return the table of the moment."""
         table = Table.grid(padding=(0, 2))
         left_s = expected_s(self._config, max(self._planned - self._shown, 0))
-        rate = ", ".join(f"{k} {v:.1f}" for k, v in self._report.items() if k in ("best", "mean", "reference"))
-        where = f"{self._phase + 1} of {len(self._config.phases)}, {self._agent}, generation {self._generation + 1}"
+        rate = ", ".join(self._rates())
         rows = [
-            ("phase", where),
+            ("phase", f"{self._now[0] + 1} of {len(self._config.phases)}, {self.place}"),
             ("presentations", f"{self._shown} of {self._planned}, {self._usable} of {self._answered} responses usable"),
             ("response, spikes/s", rate or "-"),
             ("late flips", str(self._late)),
@@ -86,18 +86,25 @@ class Progress:
             return Group(table, Text(f"last fault: {self._last_fault}", style="yellow"))
         return table
 
+    def _rates(self) -> list[str]:
+        """Name the figures: means of many trials; a single lucky trial is no result and is not shown."""
+        names = {"mean": "mean of candidates", "best": "last winner shown again", "reference": "best reference"}
+        if self._now[1] == "present":
+            names = {"mean": "mean of images", "best": "best image", "blank": "blank"}
+        return [f"{name} {self._report[key]:.1f}" for key, name in names.items() if key in self._report]
+
     def line(self) -> str:
         """Return the same in one line, for logs without a terminal."""
-        rates = " ".join(f"{k}={v:.1f}" for k, v in self._report.items() if k in ("best", "mean", "reference"))
         return (
-            f"generation {self._generation + 1}: {self._shown}/{self._planned} shown, {self._usable} usable, "
-            f"late flips {self._late}, faults {sum(self._faults.values())} {rates}"
+            f"{self.place}: {self._shown}/{self._planned} shown, {self._usable} usable, late flips {self._late}, "
+            f"faults {sum(self._faults.values())}; spikes/s above baseline: {', '.join(self._rates()) or '-'}"
         )
 
     @property
-    def generation(self) -> int:
-        """The generation now on the screen."""
-        return self._generation
+    def place(self) -> str:
+        """What is on the screen, in words."""
+        _, agent, generation = self._now
+        return f"{agent or 'start'} generation {generation + 1}"
 
 
 KINDS = frozenset({"proposal", "presented", "response", "model_updated", "fault", "phase_ended", "stop_requested"})

@@ -11,7 +11,10 @@ from rig.clock import Clock
 from rig.config import Config
 from rig.messages import ProcessStarted, SessionStart
 
-LIBRARIES = ("stimloop", "psychopy", "torch", "numpy", "scipy", "pyzmq", "pylsl", "h5py", "pydantic", "mss")
+LIBRARIES = (
+    "stimloop", "psychopy", "torch", "numpy", "scipy", "pyzmq", "pylsl", "h5py", "pydantic", "mss", "scikit-image",
+    "scikit-learn",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -41,11 +44,12 @@ def commit() -> tuple[str | None, bool | None]:
     return head, None if status is None else bool(status)
 
 
-def session_start(folder: Path, config: Config, text: str, clock: Clock) -> SessionStart:
+def session_start(folder: Path, config: Config, text: str, simulated: bool, clock: Clock) -> SessionStart:
     """Return the first document of a session."""
     head, dirty = commit()
     return SessionStart(
         session=folder.name,
+        simulated=simulated,
         config_yaml=text,
         config=config.model_dump(mode="json"),
         versions=versions(),

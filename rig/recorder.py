@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rig.bus import Got, Hello, Hub, Incoming, Malformed, Submitted
-from rig.child import Stop, fail, say
+from rig.child import Stop, fail, say, shield
 from rig.clock import Clock, HostClock
 from rig.config import Config, load
 from rig.journal import JournalError, JournalWriter
@@ -37,6 +37,7 @@ from rig.messages import (
     unpack,
 )
 from rig.provenance import process_started, session_start
+from rig.timing import drain_s
 from rig.windows import WindowFold
 
 NAME = "recorder"
@@ -44,6 +45,7 @@ CREDIT_ENTRIES = 400
 CREDIT_BYTES = 64 << 20
 CACHE_BYTES = 64 << 20
 TICK_NS = 1_000_000_000
+LAST_WORDS_NS = 300_000_000
 
 
 @dataclass
@@ -186,9 +188,8 @@ class Recorder:
                 )
             return
         if isinstance(message, Hello):
-            self._clients[message.name] = _Client(
-                message.process, message.wants, cursor=message.last_seq, sent=message.last_seq
-            )
+            cursor = message.last_seq if message.wants else len(self._offsets)
+            self._clients[message.name] = _Client(message.process, message.wants, cursor, sent=message.last_seq)
             # What the sender was told is done stays done, also what left no trace in the journal (a refused document).
             self._acked[message.process] = max(self._acked.get(message.process, 0), message.first_unacked - 1)
             self._hub.welcome(message.name, self._acked[message.process])
@@ -225,7 +226,8 @@ class Recorder:
                 )
             )
             return
-        self._append(message.name, process, message.n, message.cause, document, message.frames)
+        # Encoded anew: whoever reads the journal may rely on our own form, whatever program sent this.
+        self._append(message.name, process, message.n, message.cause, document, encode(document))
         touched[message.name] = message.n
 
     def pump(self) -> None:
@@ -269,7 +271,8 @@ class Recorder:
         self._journal.sync()
 
     def close(self, reason: str) -> None:
-        """Write SessionStop and close the journal and the socket."""
+        """Account for what is still open, write SessionStop, and close the journal and the socket."""
+        self.submit(Tick(tick_host_ns=self._clock.now_ns(), closing=True))
         self.submit(
             SessionStop(
                 reason=reason,
@@ -289,6 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rig.recorder")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--endpoint", default="tcp://127.0.0.1:0")
+    parser.add_argument("--simulated", action="store_true")
     options = parser.parse_args(arguments)
     stop, clock = Stop(), HostClock()
     config, text = load(options.folder / "config.yaml")
@@ -302,33 +306,57 @@ def main(arguments: list[str] | None = None) -> int:
             hub,
             config,
             clock,
-            lambda: session_start(options.folder, config, text, clock),
+            lambda: session_start(options.folder, config, text, options.simulated, clock),
         )
     except JournalError as error:
         return fail(f"recorder: {error}", "see the message")
     recorder.submit(process_started(NAME, clock, {}))
     say(ready={"endpoint": hub.endpoint})
-    synced = threading.Thread(target=_sync_each_second, args=(recorder, stop), name="sync", daemon=True)
-    synced.start()
+    disk = _Disk(recorder, stop)
     said_drained = False
     while not stop:
         recorder.step(0.02)
+        disk.check()
         if recorder.drained and not said_drained:
             said_drained = True
             say(note="drained")
-    end_ns = clock.now_ns() + 300_000_000
-    while clock.now_ns() < end_ns:  # what peers sent last is still on its way
+    # What peers sent last is still on its way; without a supervisor also the responses to the last images.
+    end_ns = clock.now_ns() + (int(drain_s(config) * 1e9) if stop.orphaned else LAST_WORDS_NS)
+    least_ns = clock.now_ns() + LAST_WORDS_NS
+    while clock.now_ns() < end_ns and not (recorder.drained and clock.now_ns() > least_ns):
         recorder.step(0.02)
-    synced.join(5.0)
-    recorder.close(recorder.stop_requested or ("supervisor ended" if stop.orphaned else "stopped"))
+    disk.end()
+    reason = recorder.stop_requested or "stopped"
+    recorder.close("the supervisor is gone" if stop.orphaned else stop.reason or reason)
     return 0
 
 
-def _sync_each_second(recorder: Recorder, stop: Stop) -> None:
-    """Push the journal to the disk once a second, off the loop: a power loss then costs one second at most."""
-    while not stop.wait(1.0):
-        recorder.sync()
+class _Disk:
+    """Pushes the journal to the disk once a second, off the loop: a power loss then costs one second at most."""
+
+    def __init__(self, recorder: Recorder, stop: Stop) -> None:
+        self._recorder, self._stop = recorder, stop
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(1.0):
+                self._recorder.sync()
+        except OSError as error:
+            self._error = error
+
+    def check(self) -> None:
+        """Raise what the disk said: a journal that cannot be kept must not look as if it were."""
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """Wait for the last push."""
+        self._thread.join(5.0)
 
 
 if __name__ == "__main__":
+    shield()
     sys.exit(main())

@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rig.config import Config
-from rig.messages import Document, Entry, SessionStart, encode, kind_of
+from rig.messages import (
+    Document,
+    Entry,
+    Presented,
+    Proposal,
+    SessionStart,
+    SessionStop,
+    StimulusPrepared,
+    encode,
+    kind_of,
+)
 from rig.windows import WindowFold
 
 
@@ -52,25 +62,17 @@ class Verdict:
 
 
 Key = tuple[str, int, int]
-
-
-def _check(verdict: Verdict, sender: str, cause: int, emitted: list[Document], journal: dict[Key, Entry]) -> None:
-    for index, document in enumerate(emitted):
-        entry = journal.pop((sender, cause, index), None)
-        kind = kind_of(document)
-        if entry is None:
-            verdict.missing.append(f"{kind} caused by entry {cause}: replay makes it, the journal has none")
-        elif encode(entry.document) != encode(document):
-            verdict.different.append(f"{kind} caused by entry {cause} (journal entry {entry.envelope.seq}) differs")
-        else:
-            verdict.identical[kind] = verdict.identical.get(kind, 0) + 1
+DECISIONS = {
+    "model": frozenset({"proposal", "model_updated", "phase_ended"}),
+    "recorder": frozenset({"response"}),
+}
 
 
 def verify(entries: Iterable[Entry], make_model: Callable[[SessionStart], Fold], wants: frozenset[str]) -> Verdict:
     """Fold the log again and compare all decisions.
 
-    `make_model(start)` builds a fresh model fold that handles the kinds in `wants`. Raises ValueError for a log
-    without SessionStart. An entry whose consequences were cut off with the end of a torn log counts as nothing.
+    `make_model(start)` builds a fresh model fold that handles the kinds in `wants`. In a log that was not closed, what
+    its last entries would have caused may be missing. Raises ValueError for a log from which nothing can be replayed.
     """
     log = list(entries)
     if not log or not isinstance(log[0].document, SessionStart):
@@ -80,21 +82,71 @@ def verify(entries: Iterable[Entry], make_model: Callable[[SessionStart], Fold],
         ("model", make_model(start), wants),
         ("recorder", _Windows(start), None),
     ]
-    senders = {name for name, _, _ in folds}
-    journal: dict[Key, Entry] = {}
-    for entry in log:
-        e = entry.envelope
-        if e.sender in senders and e.cause_seq is not None and e.cause_index is not None:
-            journal[e.sender, e.cause_seq, e.cause_index] = entry
     verdict = Verdict()
+    journal = _caused(log, verdict)
+    torn = not isinstance(log[-1].document, SessionStop)
     last = {name: max((k[1] for k in journal if k[0] == name), default=0) for name, _, _ in folds}
     for entry in log:
         for name, fold, kinds in folds:
             if kinds is None or kind_of(entry.document) in kinds:
-                emitted = fold.handle(entry)
-                if entry.envelope.seq <= last[name]:
-                    _check(verdict, name, entry.envelope.seq, emitted, journal)
+                seq = entry.envelope.seq
+                _compare(verdict, (name, seq), fold.handle(entry), journal, torn and seq >= last[name])
     for key, entry in journal.items():
         if kind_of(entry.document) != "work_done":  # live computation, not a decision of the fold
             verdict.missing.append(f"{kind_of(entry.document)} in the journal, caused by {key[1]}: replay makes none")
+    _compare_screen(log, verdict)
     return verdict
+
+
+def _caused(log: list[Entry], verdict: Verdict) -> dict[Key, Entry]:
+    """Return what the folds emitted, by its cause; a decision without a cause, or a second one, is a difference."""
+    journal: dict[Key, Entry] = {}
+    for entry in log:
+        e, kind = entry.envelope, kind_of(entry.document)
+        if e.sender not in DECISIONS:
+            continue
+        if e.cause_seq is None or e.cause_index is None:
+            if kind in DECISIONS[e.sender]:
+                verdict.different.append(f"{kind} (journal entry {e.seq}) names no cause")
+        elif (e.sender, e.cause_seq, e.cause_index) in journal:
+            verdict.different.append(f"{kind} (journal entry {e.seq}): entry {e.cause_seq} caused it twice")
+        else:
+            journal[e.sender, e.cause_seq, e.cause_index] = entry
+    return journal
+
+
+def _compare(
+    verdict: Verdict, cause: tuple[str, int], emitted: list[Document], journal: dict[Key, Entry], may_lack: bool
+) -> None:
+    for index, document in enumerate(emitted):
+        entry = journal.pop((*cause, index), None)
+        kind = kind_of(document)
+        if entry is None:
+            if not may_lack:
+                verdict.missing.append(f"{kind} caused by entry {cause[1]}: replay makes it, the journal has none")
+        elif encode(entry.document) != encode(document):
+            verdict.different.append(f"{kind} caused by entry {cause[1]} (journal entry {entry.envelope.seq}) differs")
+        else:
+            verdict.identical[kind] = verdict.identical.get(kind, 0) + 1
+
+
+def _compare_screen(log: list[Entry], verdict: Verdict) -> None:
+    """Check that each presentation showed the stimulus that was planned, with the frame that was prepared for it."""
+    plans: dict[int, Proposal] = {}
+    prepared: dict[tuple[int, str], str] = {}
+    for entry in log:
+        document = entry.document
+        if isinstance(document, Proposal):
+            plans[document.proposal] = document
+        elif isinstance(document, StimulusPrepared):
+            prepared[document.proposal, document.stimulus_id] = document.frame_sha256
+        elif isinstance(document, Presented):
+            plan, where = plans.get(document.proposal), f"presentation {document.presentation}"
+            if plan is None or document.slot >= len(plan.plan):
+                verdict.different.append(f"{where}: its proposal is not in the journal")
+            elif document.slot >= 0 and plan.stimuli[plan.plan[document.slot].stimulus].id != document.stimulus_id:
+                verdict.different.append(f"{where} did not show the stimulus that was planned")
+            elif prepared.get((document.proposal, document.stimulus_id)) != document.frame_sha256:
+                verdict.different.append(f"{where} did not show the frame that was prepared")
+            else:
+                verdict.identical["presented as planned"] = verdict.identical.get("presented as planned", 0) + 1

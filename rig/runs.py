@@ -28,11 +28,14 @@ def new_folder(sessions: Path, name: str, config_text: str, clock: Clock) -> Pat
     raise OSError(f"{sessions} already holds 999 sessions named {name} of today; choose another name in the config")
 
 
-def run_session(folder: Path, config: Config, clock: Clock, console: Console) -> str:
-    """Run the session of `folder` to its end, showing its progress; return why it ended. Raises SessionFailed."""
+def run_session(folder: Path, config: Config, simulated: bool, clock: Clock, console: Console) -> str:
+    """Run the session of `folder` to its end, showing its progress; return why it ended. Raises SessionFailed.
+
+    `simulated` goes into the log: whether the simulated animal is what is recorded.
+    """
     progress, tail = Progress(config), JournalTail(folder / "session.journal")
     live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
-    printed = -1
+    printed = ""
 
     def watch() -> None:
         nonlocal printed
@@ -43,8 +46,8 @@ def run_session(folder: Path, config: Config, clock: Clock, console: Console) ->
             return
         if live is not None:
             live.update(progress.render())
-        elif progress.generation != printed:
-            printed = progress.generation
+        elif progress.place != printed:
+            printed = progress.place
             console.print(progress.line(), highlight=False, soft_wrap=True)
 
     devices = ", ".join(s.name for s in config.sources)
@@ -52,7 +55,7 @@ def run_session(folder: Path, config: Config, clock: Clock, console: Console) ->
     try:
         if live is not None:
             live.start()
-        return Supervisor(folder, config, clock).run(watch)
+        return Supervisor(folder, config, simulated, clock).run(watch)
     finally:
         if live is not None:
             live.stop()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rig import priority
 from rig.bus import Peer
-from rig.child import Stop, fail, say
+from rig.child import Stop, fail, say, shield
 from rig.clock import Clock, HostClock
 from rig.config import Config, ConfigError, load
 from rig.display import DisplayError, Window, WindowLost, load_graphics
@@ -95,4 +95,5 @@ def _run(
 
 
 if __name__ == "__main__":
+    shield()
     sys.exit(main())

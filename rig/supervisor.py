@@ -18,10 +18,13 @@ from types import FrameType
 
 from rig.clock import Clock
 from rig.config import Config
+from rig.timing import drain_s
 
 READY_S = 30.0
 STOP_S = 8.0
 POLL_S = 0.05
+VIEW_RESTARTS = 3
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 # Libraries that start a thread per core starve the screen; the model server sets its own, logged, number for torch.
 ONE_THREAD = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
@@ -95,9 +98,9 @@ class Child:
         except (BrokenPipeError, ValueError):
             return  # it has ended; its exit code tells
 
-    def end(self, timeout_s: float) -> bool:
+    def end(self, timeout_s: float, reason: str = "") -> bool:
         """Ask the child to stop and wait; kill it after `timeout_s`. Returns whether it ended by itself."""
-        self.say("stop")
+        self.say(f"stop {reason}")
         try:
             self.process.wait(timeout_s)
             orderly = True
@@ -131,17 +134,14 @@ class Child:
 def wait_ready(children: list[Child], clock: Clock, stopped: Callable[[], bool] = lambda: False) -> None:
     """Wait until all children say that they are ready; raises SessionFailed with the reason of one that cannot."""
     end_ns = clock.now_ns() + int(READY_S * 1e9)
-    waiting = list(children)
-    while waiting:
-        for child in [*waiting]:
+    while waiting := [c for c in children if c.ready is None]:
+        for child in children:
             child.update()
-            if child.ready is not None:
-                waiting.remove(child)
-            elif child.failed is not None or child.exit_code is not None:
+            if child.failed is not None or child.exit_code is not None:
                 raise SessionFailed(child.why())
         if stopped():
             raise SessionFailed("stopped before all processes were ready")
-        if waiting and clock.now_ns() > end_ns:
+        if clock.now_ns() > end_ns:
             names = ", ".join(c.name for c in waiting)
             raise SessionFailed(f"not ready after {READY_S:.0f} s: {names}\n  cure: see {waiting[0].log}")
         clock.sleep_until_ns(clock.now_ns() + int(POLL_S * 1e9))
@@ -150,14 +150,19 @@ def wait_ready(children: list[Child], clock: Clock, stopped: Callable[[], bool] 
 class Supervisor:
     """Runs the children of one session."""
 
-    def __init__(self, folder: Path, config: Config, clock: Clock) -> None:
-        """Run the session whose folder holds `config.yaml`."""
+    def __init__(self, folder: Path, config: Config, simulated: bool, clock: Clock) -> None:
+        """Run the session whose folder holds `config.yaml`; `simulated`: against the simulated animal."""
+        self._simulated = simulated
+        self._reason = ""  # why the session ends, where that is not the rig's own affair
         self._folder = folder
         self._config = config
         self._clock = clock
         self._children: dict[str, Child] = {}
         self._stop_signals = 0
         self._started = False
+        self._views = 0
+        self._ended_badly: list[Child] = []
+        self._watch_error: Exception | None = None
         (folder / "logs").mkdir(exist_ok=True)
 
     def _start(self, name: str, module: str, *extra: str) -> Child:
@@ -166,8 +171,9 @@ class Supervisor:
         self._children[name] = child
         return child
 
-    def _wait(self, children: list[Child]) -> None:
-        wait_ready(children, self._clock, lambda: self._stop_signals > 0)
+    def _wait(self) -> None:
+        """Wait for all children that were started, those too that were ready before: one may have died since."""
+        wait_ready([*self._children.values()], self._clock, lambda: self._stop_signals > 0)
 
     def _nap(self) -> None:
         self._clock.sleep_until_ns(self._clock.now_ns() + int(POLL_S * 1e9))
@@ -180,27 +186,41 @@ class Supervisor:
 
         Raises SessionFailed, after everything has been closed in order, when a child could not start or died.
         """
-        before = {s: signal.signal(s, self._signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, self._signal) for s in STOP_SIGNALS}
         try:
             self._start_all()
-            return self._until_end(watch)
+            reason = self._until_end(watch)
         finally:
             self._end_all(watch)
             for s, handler in before.items():
                 signal.signal(s, handler)
+        if self._ended_badly:
+            raise SessionFailed("\n".join(child.why() for child in self._ended_badly))
+        if self._watch_error is not None:
+            raise self._watch_error
+        return reason
 
     def _start_all(self) -> None:
-        recorder = self._start("recorder", "rig.recorder")
-        self._wait([recorder])
+        recorder = self._start("recorder", "rig.recorder", *(["--simulated"] if self._simulated else []))
+        self._wait()
         assert recorder.ready is not None  # noqa: S101 - just waited for
         endpoint = ("--endpoint", str(recorder.ready["endpoint"]))
         others = [self._start("rig", "rig.session", *endpoint), self._start("model", "models", *endpoint)]
         others += [self._start(s.name, "rig.sources", *endpoint, "--name", s.name) for s in self._config.sources]
         others.append(self._start("view", "rig.view"))
-        self._wait(others)
+        self._wait()
         for child in self._children.values():
             child.say("go")
         self._started = True
+
+    def _replaced(self, child: Child) -> bool:
+        """Start the view again where it died: it folds the journal from the start, and nobody else notices."""
+        if child.name != "view" or self._views >= VIEW_RESTARTS:
+            return False
+        self._views += 1
+        child.end(0.1)
+        self._start("view", "rig.view")
+        return True
 
     def _until_end(self, watch: Callable[[], None]) -> str:
         rig = self._children["rig"]
@@ -208,9 +228,10 @@ class Supervisor:
             watch()
             if self._stop_signals:
                 return "stopped by the user"
-            for child in self._children.values():
+            for child in [*self._children.values()]:
                 child.update()
-                if child.exit_code is not None and child is not rig:
+                if child.exit_code is not None and child is not rig and not self._replaced(child):
+                    self._reason = f"{child.name} ended with code {child.exit_code}"
                     raise SessionFailed(child.why())
             if rig.exit_code is not None:
                 if rig.exit_code != 0:
@@ -225,19 +246,31 @@ class Supervisor:
             for child in children.values():
                 child.say("stop")
         if "rig" in children:
-            orderly = children["rig"].end(STOP_S)
-            recorder = children["recorder"]
-            end_ns = self._clock.now_ns() + int(4e9)
-            while orderly and recorder.exit_code is None and "drained" not in recorder.notes:
+            rig, recorder = children["rig"], children["recorder"]
+            rhythm = self._config.presentation
+            rig.end(STOP_S + rhythm.on_s + rhythm.off_s)  # it finishes the image that is on the screen
+            end_ns = self._clock.now_ns() + int(drain_s(self._config) * 1e9)
+            while self._started and recorder.exit_code is None and "drained" not in recorder.notes:
                 recorder.update()
-                watch()
-                if self._clock.now_ns() > end_ns or children["rig"].exit_code != 0:
+                self._watch(watch)
+                if self._clock.now_ns() > end_ns:
                     break
                 self._nap()
         names = [n for n in children if n not in ("rig", "recorder", "view")]
         for name in names:
             children[name].say("stop")
+        bad = []
         for name in [*names, "recorder", "view"]:
             if name in children:
-                children[name].end(STOP_S if name != "view" else 60.0)
-        watch()
+                orderly = children[name].end(STOP_S if name != "view" else 60.0, self._reason)
+                if not orderly or children[name].exit_code != 0:
+                    bad.append(children[name])
+        self._watch(watch)
+        self._ended_badly = bad
+
+    def _watch(self, watch: Callable[[], None]) -> None:
+        """Show progress; whatever goes wrong there must not keep the children from being ended in order."""
+        try:
+            watch()
+        except Exception as error:  # noqa: BLE001 - a picture, not the data
+            self._watch_error = error

@@ -1,6 +1,6 @@
 """One trial: which state may follow which, and which presentations make up the next trial.
 
-Pure: no screen, socket or clock. `rig.session` drives it and does what it says. The table refuses an event that a state
+Pure: no screen, socket or clock. `rig.loop` drives it and does what it says. The table refuses an event that a state
 does not allow before anything changes; the planner turns Proposals into trials and numbers them, and, fed with a log
 after a restart, knows what is left to show.
 """

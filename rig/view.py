@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from rig.child import Stop, fail, say
+from rig.child import Stop, fail, say, shield
 from rig.clock import Clock, HostClock
 from rig.journal import JournalReader
 from rig.view_fold import Stack, ViewFold
@@ -258,4 +258,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    shield()
     sys.exit(main())

@@ -193,6 +193,7 @@ class ViewFold:
     def _session_start(self, entry: Entry, d: SessionStart) -> None:
         self.attributes.update(
             session=d.session,
+            simulated=d.simulated,
             subject=_json(d.config.get("subject", {})),
             config_yaml=d.config_yaml,
             config=_json(d.config),

@@ -265,7 +265,7 @@ SCHEMAS: tuple[Schema, ...] = (
             _PHASE,
             _GENERATION,
             _text("model_version", "Hash of the state"),
-            Column("best", "f8", "spikes/s", "Best candidate, as the agent reported it", missing=float("nan")),
+            Column("best", "f8", "spikes/s", "Newest winner, over its re-shows, as reported", missing=float("nan")),
             Column("mean", "f8", "spikes/s", "Mean of the candidates, as reported", missing=float("nan")),
             Column("reference", "f8", "spikes/s", "Reference images, as reported", missing=float("nan")),
             _text("report", "All figures of the report", "JSON"),

@@ -8,6 +8,7 @@ clock and does no I/O, so that replay and offline recomputation run the same cod
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import numpy as np
 import numpy.typing as npt
@@ -26,20 +27,15 @@ from rig.messages import (
     Response,
     SpikeBlock,
     Tick,
+    TrialIntent,
 )
 
 KEEP_S = 20.0
 LAG_POOL = 51
+# Faults in which the rig itself names presentations that it announced and did not show.
+NEVER_SHOWN = frozenset({"trial cut short", "window lost", "rig restarted"})
+UNSEEN_AFTER = 10  # responses after which a unit without a single spike is a fault
 F64 = npt.NDArray[np.float64]
-
-
-@dataclass
-class _Open:
-    """A presentation that waits for its data."""
-
-    shown: Presented
-    run: int
-    deadline_ns: int | None = None
 
 
 @dataclass
@@ -49,9 +45,17 @@ class _Device:
     run: int = -1
     rate_hz: float = 0.0
     watermark: int | None = None
+    kept_from: int = 0  # what came before this sample was never there, or is forgotten
     spikes: dict[str, list[int]] = field(default_factory=dict)
     edges: list[int] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+
+
+def _mean_of_known(rows: F64) -> F64:
+    """Return the mean over rows (row, unit), leaving out what is NaN; NaN where a unit has no row."""
+    known = np.isfinite(rows)
+    total = np.where(known, rows, 0.0).sum(axis=0)
+    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
 class WindowFold:
@@ -65,9 +69,12 @@ class WindowFold:
         self._units = config.responses.units
         self._device = _Device()
         self._clockmap = ClockMap()
-        self._open: deque[_Open] = deque()
+        self._open: deque[Presented] = deque()
+        self._announced: set[int] = set()  # presentations of a TrialIntent that nothing has accounted for yet
         self._lags_ns: deque[int] = deque(maxlen=LAG_POOL)
         self._early: deque[F64] = deque(maxlen=config.responses.baseline.pool)
+        self._seen: set[str] = set()  # units whose spikes have ever come
+        self._unseen_said = False
         self.responses = 0
         self.usable = 0
 
@@ -80,10 +87,16 @@ class WindowFold:
         """Take one entry; return the documents it causes."""
         document = entry.document
         if isinstance(document, Presented):
-            self._open.append(_Open(document, self._device.run))
+            self._announced.discard(document.presentation)
+            self._open.append(document)
             return self._close_ready()
-        if isinstance(document, Tick):
-            return self._time_out(document.tick_host_ns)
+        if isinstance(document, TrialIntent):
+            self._announced.update(document.presentations)
+        elif isinstance(document, Fault):
+            if document.what in NEVER_SHOWN:
+                self._announced.difference_update(document.presentations)
+        elif isinstance(document, Tick):
+            return self._close_all() if document.closing else self._time_out(document.tick_host_ns)
         if getattr(document, "source", None) != self._source or isinstance(document, Response):
             return []
         out: list[Document] = []
@@ -112,32 +125,48 @@ class WindowFold:
     def _new_run(self, run: int) -> list[Document]:
         first = self._device.run < 0
         self._device = _Device(run=run)
-        out: list[Document] = []
         if first:
-            for waiting in self._open:
-                waiting.run = run
-        else:
-            while self._open:
-                out.append(self._missing(self._open.popleft().shown, "acquisition restarted before its data were in"))
+            return []
+        return self._give_up("acquisition restarted before its data were in")
+
+    def _give_up(self, reason: str) -> list[Document]:
+        out: list[Document] = [self._missing(shown, reason) for shown in self._open]
+        self._open.clear()
+        return out
+
+    def _close_all(self) -> list[Document]:
+        """Account for everything at the end of the session: no presentation stays without a response or a word."""
+        out = self._give_up("the session was closed before its data were in")
+        if self._announced:
+            lost = tuple(sorted(self._announced))
+            self._announced.clear()
+            detail = f"{len(lost)} announced presentations have no record of their flips; they may have been shown"
+            done = "the session is closed; nothing is scored for them"
+            out.append(Fault(what="announced and not recorded", detail=detail, done=done, presentations=lost))
         return out
 
     def _add_spikes(self, block: SpikeBlock) -> None:
+        self._seen.update(block.units)
         for k, unit in enumerate(block.units):
             if unit in self._units:
-                self._device.spikes.setdefault(unit, []).extend(block.sample[block.unit == k].tolist())
+                samples = self._device.spikes.setdefault(unit, [])
+                samples.extend(block.sample[block.unit == k].tolist())
+                samples.sort()  # nearly sorted already: spikes come late and out of order
 
     def _forget(self) -> None:
-        """Drop data that no open or future window can need (spikes arrive unsorted, so by value)."""
+        """Drop data that no open or future window can need; what would need them all the same is not covered."""
         device = self._device
         if device.watermark is None or device.rate_hz <= 0:
             return
         horizon = device.watermark - int(KEEP_S * device.rate_hz)
         if self._open:
-            oldest = self._clockmap.to_sample(self._open[0].shown.onset_flip_host_ns)
+            oldest = self._clockmap.to_sample(self._open[0].onset_flip_host_ns)
             horizon = min(horizon, int(oldest[0] - 2 * device.rate_hz)) if oldest is not None else horizon
+        if horizon <= device.kept_from:
+            return
+        device.kept_from = horizon
         for samples in device.spikes.values():
-            if len(samples) > 64 and min(samples[:64]) < horizon:
-                samples[:] = [s for s in samples if s >= horizon]
+            del samples[: bisect_left(samples, horizon)]
         device.edges = device.edges[bisect_left(device.edges, horizon) :]
         device.gaps = [g for g in device.gaps if g.end_sample >= horizon]
 
@@ -157,7 +186,7 @@ class WindowFold:
         out: list[Document] = []
         settings = self._config.responses
         while self._open:
-            shown = self._open[0].shown
+            shown = self._open[0]
             due = shown.onset_flip_host_ns + int((settings.window_s[1] + settings.timeout_s) * 1e9)
             if now_ns < due:
                 break
@@ -165,16 +194,15 @@ class WindowFold:
             out.append(self._missing(shown, f"no complete data from {self._source} within {settings.timeout_s} s"))
         return out
 
-    def _try_close(self, waiting: _Open) -> list[Document] | None:
+    def _try_close(self, shown: Presented) -> list[Document] | None:
         """Return the Response (and Faults) of a presentation, None while its data are incomplete."""
-        shown, device = waiting.shown, self._device
-        if waiting.run != device.run:
-            waiting.run = device.run
+        device = self._device
         if not shown.complete:
             return [self._missing(shown, "presentation was cut short")]
         if device.watermark is None or device.rate_hz <= 0:
             return None
-        predicted = self._clockmap.to_sample(shown.onset_flip_host_ns + self._lag_ns())
+        patch_ns = self._scanout_ns(shown.patch_row_px)
+        predicted = self._clockmap.to_sample(shown.onset_flip_host_ns + self._lag_ns() + patch_ns)
         if predicted is None:
             return None
         settings, rate = self._config.responses, device.rate_hz
@@ -196,10 +224,28 @@ class WindowFold:
                     presentations=(shown.presentation,),
                 )
             )
-        return [*out, self._score(shown, onset, uncertainty_ns, source, edge)]
+        out.append(self._score(shown, onset, uncertainty_ns, source, edge))
+        return [*out, *self._unseen()]
+
+    def _unseen(self) -> list[Document]:
+        """Say once which scored units the source has never sent: most often a name that is not quite right."""
+        missing = [u for u in self._units if u not in self._seen]
+        if not missing or self._unseen_said or self.responses < UNSEEN_AFTER:
+            return []
+        self._unseen_said = True
+        near = {u: get_close_matches(u, sorted(self._seen), 1) for u in missing}
+        sent = ", ".join(sorted(self._seen)[:30]) or "none"
+        hints = ", ".join(f"{u!r}" + (f" (perhaps {m[0]!r})" if m else "") for u, m in near.items())
+        return [
+            Fault(
+                what="unit never seen",
+                detail=f"{self._source} sent no spike of {hints}; it sends {sent}",
+                done="these units are scored missing, not zero, until their first spike; correct responses.units",
+            )
+        ]
 
     def _lag_ns(self) -> int:
-        """Return the lag from flip stamp to light: measured where edges were seen, else the config's."""
+        """Return the lag from flip stamp to light in the top row: measured where edges were seen, else the config's."""
         if self._lags_ns:
             return int(np.median(np.array(self._lags_ns)))
         return int(self._config.display.lag_s * 1e9)
@@ -216,38 +262,50 @@ class WindowFold:
 
     def _onset(self, shown: Presented, edge: int | None, predicted: tuple[float, int]) -> tuple[int, int, str]:
         """Return onset of the image in device samples, its uncertainty in ns, and where it comes from."""
-        display = self._config.display
+        # Image and patch are lit when the scan-out reaches their rows; `predicted` is the time of the patch.
         rate = self._device.rate_hz
-        rows = display.size_px[1]
+        patch_ns = self._scanout_ns(shown.patch_row_px)
+        shift = round((self._scanout_ns(shown.image_row_px) - patch_ns) * 1e-9 * rate)
         if edge is None:
-            image_rows_s = display.scanout_s * shown.image_row_px / rows
-            uncertainty_ns = predicted[1] + 0.5e9 / display.refresh_hz
-            return round(predicted[0] + image_rows_s * rate), int(uncertainty_ns), "flip"
-        # The patch and the image are lit when the scan-out reaches their rows.
-        shift_s = display.scanout_s * (shown.image_row_px - shown.patch_row_px) / rows
+            uncertainty_ns = predicted[1] + 0.5e9 / self._config.display.refresh_hz
+            return round(predicted[0]) + shift, int(uncertainty_ns), "flip"
         mapped = self._clockmap.to_host_ns(edge)
         if mapped is not None:
-            self._lags_ns.append(mapped[0] - shown.onset_flip_host_ns)
-        return edge + round(shift_s * rate), int(1e9 / rate) + 1, "photodiode"
+            self._lags_ns.append(mapped[0] - shown.onset_flip_host_ns - patch_ns)
+        return edge + shift, int(1e9 / rate) + 1, "photodiode"
+
+    def _scanout_ns(self, row_px: float) -> int:
+        display = self._config.display
+        return round(display.scanout_s * row_px / display.size_px[1] * 1e9)
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
     def _counts(self, start: int, end: int) -> F64:
-        spikes = self._device.spikes
-        return np.array([sum(start <= s < end for s in spikes.get(u, ())) for u in self._units], dtype=np.float64)
+        counts = []
+        for unit in self._units:
+            samples = self._device.spikes.get(unit, [])
+            number = bisect_left(samples, end) - bisect_left(samples, start)
+            counts.append(number if unit in self._seen else np.nan)
+        return np.array(counts, dtype=np.float64)
 
     def _covered(self, spans: list[tuple[int, int]]) -> float:
-        """Fraction of the spans (start, end) that no gap touches."""
+        """Fraction of the spans (start, end) that was delivered: no gap in it, neither forgotten nor yet to come."""
         total = sum(end - start for start, end in spans)
         marks = np.zeros(total, dtype=bool)
         at = 0
         for start, end in spans:
-            for gap in self._device.gaps:
-                lo, hi = max(gap.first_sample, start), min(gap.end_sample, end)
+            for first, last in self._holes(start, end):
+                lo, hi = max(first, start), min(last, end)
                 if hi > lo:
                     marks[at + lo - start : at + hi - start] = True
             at += end - start
         return 1.0 - float(marks.sum()) / max(total, 1)
+
+    def _holes(self, start: int, end: int) -> list[tuple[int, int]]:
+        device = self._device
+        delivered_to = end if device.watermark is None else device.watermark
+        gaps = [(g.first_sample, g.end_sample) for g in device.gaps]
+        return [(start, device.kept_from), (delivered_to, end), *gaps]
 
     def _score(self, shown: Presented, onset: int, uncertainty_ns: int, source: str, edge: int | None) -> Response:
         settings, rate = self._config.responses, self._device.rate_hz
@@ -266,7 +324,7 @@ class WindowFold:
             early = self._counts(*base) * (window[1] - window[0]) / (base[1] - base[0])
             if settings.baseline.kind == "block" and usable:
                 self._early.append(early)
-                early = np.mean(np.array(self._early), axis=0)
+                early = _mean_of_known(np.array(self._early))
             baseline = early
         if not usable:
             count, baseline = np.full_like(count, np.nan), np.full_like(baseline, np.nan)

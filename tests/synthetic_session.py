@@ -148,7 +148,7 @@ class Synthetic:
         yield self._entry(
             "recorder",
             SessionStart(
-                session="2026-09-22-synthetic",
+                simulated=True, session="2026-09-22-synthetic",
                 config_yaml=self.text,
                 config=self.config.model_dump(mode="json"),
                 versions={"python": "3.11", "stimloop": "0.0 (synthetic)"},

@@ -1,15 +1,16 @@
 """Peers and recorder over real sockets: what is sent is journalled once, what is wanted arrives once, in order."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import zmq
 
 from rig.bus import Hub, Malformed, Peer, parse_incoming
-from rig.clock import HostClock
+from rig.clock import FakeClock, HostClock
 from rig.config import Config, parse
-from rig.journal import read_all
+from rig.journal import JournalWriter, read_all
 from rig.messages import Fault, SessionStart, StopRequested, Tick, encode
 from rig.recorder import Recorder
 
@@ -22,7 +23,7 @@ phases: [{agent: present}]
 
 def start() -> SessionStart:
     return SessionStart(
-        session="s",
+        simulated=True, session="s",
         config_yaml=CONFIG,
         config={},
         versions={},
@@ -38,8 +39,17 @@ class Bench:
 
     def __init__(self, folder: Path, endpoint: str = "tcp://127.0.0.1:0") -> None:
         self.path = folder / "session.journal"
-        self.hub = Hub(endpoint)
+        self.hub = self._bind(endpoint)
         self.recorder = Recorder(self.path, self.hub, parse(CONFIG), HostClock(), start)
+
+    @staticmethod
+    def _bind(endpoint: str) -> Hub:
+        for _ in range(200):  # the address of the one before is free only once ZMQ's own thread has closed it
+            try:
+                return Hub(endpoint)
+            except OSError:
+                threading.Event().wait(0.02)
+        return Hub(endpoint)
 
     def turn(self, *peers: Peer, until: "object" = None, turns: int = 400) -> list[list[int]]:
         """Step recorder and peers until `until()` holds; return the sequence numbers each peer received."""
@@ -205,3 +215,60 @@ def test_garbage_on_the_socket_is_a_counted_fault(tmp_path: Path) -> None:
 
 def test_config_of_the_tests_is_valid() -> None:
     assert isinstance(parse(CONFIG), Config)
+
+
+def test_flush_hands_out_each_entry_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    a = Peer("a", bench.hub.endpoint, frozenset({"fault"}), HostClock())
+    bench.turn(a, turns=10)
+    for k in range(5):
+        a.send(fault(k))
+    for _ in range(40):
+        bench.recorder.step(0.005)
+    assert a.flush(2.0)
+    got = [e.envelope.seq for _ in range(20) for e in a.poll(0.01)]
+    assert len(got) == 5
+    assert len(set(got)) == 5
+    a.close()
+    bench.recorder.close("test")
+
+
+def test_flush_without_a_recorder_ends_in_time_and_keeps_little(tmp_path: Path) -> None:
+    a = Peer("a", "tcp://127.0.0.1:9", frozenset({"fault"}), HostClock())
+    a.send(fault(0))
+    assert not a.flush(0.3)
+    assert a.unacked == 1
+    assert a.poll() == []
+    a.close()
+
+
+def test_a_pause_of_the_peer_does_not_start_a_recovery(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    clock = FakeClock(HostClock().now_ns())
+    a = Peer("a", bench.hub.endpoint, frozenset(), clock)
+    bench.turn(a, turns=20)
+    hellos: list[int] = []
+    said = a._hello
+    a._hello = lambda now: (hellos.append(now), said(now))[0]  # type: ignore[method-assign,assignment,func-returns-value]
+    for k in range(3):
+        a.send(fault(k))
+        for _ in range(10):
+            bench.recorder.step(0.005)
+        clock.advance_ns(1_650_000_000)  # a trial, in which the rig does not poll
+    a.send(fault(3))
+    bench.turn(a, until=lambda _: a.unacked == 0)
+    assert hellos == []
+    a.close()
+    bench.recorder.close("test")
+
+
+def test_a_large_record_in_the_middle_survives_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "session.journal"
+    writer = JournalWriter(path, "s")
+    for seq in range(1, 60):
+        size = 9 << 20 if seq == 20 else 100
+        writer.append(seq, bytes([seq]) * size)
+    writer.close()
+    again = JournalWriter(path, "s")
+    assert (again.last_seq, again.cut_bytes) == (59, 0)
+    again.close()

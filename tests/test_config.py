@@ -86,7 +86,7 @@ def test_a_file_that_is_no_text_is_a_config_error(tmp_path: Path) -> None:
 )
 def test_durations_of_whole_frames_are_accepted(on_s: float, off_s: float, refresh_hz: float) -> None:
     config = parse(
-        SMALLEST
+        SMALLEST.replace('["a"]', '["a"], baseline: {kind: none}').replace("ephys", "ephys, photodiode_line: null")
         + f"presentation: {{on_s: {on_s}, off_s: {off_s}}}\ndisplay: {{refresh_hz: {refresh_hz}}}\n"
         + "limits: {max_flicker_hz: 60}\n"
     )

@@ -31,6 +31,7 @@ from rig.messages import (
     SessionStop,
     SpikeBlock,
     StimulusPrepared,
+    TrialIntent,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +58,7 @@ name: short
 seed: 5
 display: {{size_px: [400, 300], refresh_hz: 60, width_cm: 30}}
 stimulus: {{size_deg: 10}}
-presentation: {{on_s: 0.1, off_s: 0.05, images_per_trial: 12, inter_trial_s: 0.25}}
+presentation: {{on_s: 0.1, off_s: 0.0667, images_per_trial: 12, inter_trial_s: 0.25}}
 sources: [{{type: openephys, name: probe, port: {port}}}]
 responses: {{units: ["E01#0", "E02#0"]}}
 phases:
@@ -123,7 +124,8 @@ def test_every_presentation_has_one_response_and_nearly_all_are_usable(log: list
     shown = [p.presentation for p in documents(log, Presented)]
     responses = documents(log, Response)
     assert [r.presentation for r in responses] == shown == list(range(len(shown)))
-    assert all(r.usable or r.reason for r in responses)
+    assert [n for t in documents(log, TrialIntent) for n in t.presentations] == shown
+    assert all(bool(r.reason) != r.usable for r in responses)
     assert np.mean([r.usable for r in responses]) > 0.97, [r.reason for r in responses if not r.usable]
     assert np.mean([r.onset_source == "photodiode" for r in responses]) > 0.97
     assert sum(len(b.sample) for b in documents(log, SpikeBlock)) > 100
@@ -209,7 +211,7 @@ def test_the_report_is_written_and_self_contained(session: tuple[Path, str]) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_ends_a_session_in_order(tmp_path: Path, private_screen: str, number: signal.Signals) -> None:
+def test_a_signal_ends_a_session_in_order_even_after_its_view_was_killed(tmp_path: Path, private_screen: str, number: signal.Signals) -> None:
     config = tmp_path / "long.yaml"
     config.write_text(config_text(free_ports(), generations=500))
     process = subprocess.Popen(
@@ -222,7 +224,13 @@ def test_a_signal_ends_a_session_in_order(tmp_path: Path, private_screen: str, n
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:
-            if line.startswith("generation 2"):
+            if "evolve generation 2" in line:
+                break
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if "rig.view" in child.cmdline():
+                child.kill()
+        for line in process.stdout:  # the session goes on
+            if "evolve generation 3" in line:
                 break
         os.kill(process.pid, number)
         rest = process.stdout.read()
@@ -231,13 +239,18 @@ def test_a_signal_ends_a_session_in_order(tmp_path: Path, private_screen: str, n
     stop = read_all(folder / "session.journal")[-1].document
     assert isinstance(stop, SessionStop), rest
     assert stop.presentations == stop.responses > 0
-    assert (folder / "session.h5").exists()
+    with h5py.File(folder / "session.h5", "r") as file:
+        assert len(file["presentations/presentation"]) == stop.presentations
     assert children_of(tmp_path) == []
 
 
 def test_a_source_that_is_not_there_ends_the_run_with_its_cure(tmp_path: Path, private_screen: str) -> None:
     config = tmp_path / "nobody.yaml"
     config.write_text(config_text(free_ports()))
+    refused = subprocess.run([*STIMLOOP, "run", str(config)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert "subject: missing" in refused.stderr  # nobody's data may be labelled as simulated by default
+    config.write_text(config_text(free_ports()) + "subject: {id: m1, species: Macaca mulatta}\n")
     done = subprocess.run(
         [*STIMLOOP, "run", str(config), "--sessions", str(tmp_path / "sessions")],
         cwd=ROOT,
@@ -268,5 +281,7 @@ def test_json_of_the_log_is_plain(session: tuple[Path, str]) -> None:
         text=True,
         timeout=60,
     )
-    assert len(done.stdout.splitlines()) == 3
-    assert json.dumps("presented")[1:-1] in done.stdout
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["presentation"] for line in lines] == [0, 1, 2]
+    assert all(len(line["flips_host_ns"]) == 7 for line in lines)
+    assert "more; use --limit" in done.stderr

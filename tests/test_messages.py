@@ -29,7 +29,7 @@ FRAME = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 EXAMPLES: tuple[m.Document, ...] = (
     m.SessionStart(
-        session="2026-01-01-demo",
+        simulated=True, session="2026-01-01-demo",
         config_yaml="name: demo\n",
         config={"name": "demo", "nested": {"list": [1, 2.5, None, "ä"]}},
         versions={"python": "3.12.1"},

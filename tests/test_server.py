@@ -114,7 +114,7 @@ class Log:
         config = {"sources": [{"type": "openephys"}], "responses": {"units": ["a"]}, "phases": [{"agent": "present"}]}
         self.put(
             SessionStart(
-                session="s",
+                simulated=True, session="s",
                 config_yaml="",
                 config=config,
                 versions={},

@@ -42,8 +42,8 @@ from rig.trial import State
 from stimuli.spec import Blank, Grating, LatentImage, Stimulus
 
 CONFIG = """
-sources: [{{type: openephys}}]
-responses: {{units: ["E01#0"]}}
+sources: [{{type: openephys, photodiode_line: null}}]
+responses: {{units: ["E01#0"], baseline: {{kind: none}}}}
 phases: [{{agent: present}}]
 display: {{size_px: [320, 240], width_cm: 16, distance_cm: 30, gamma: {gamma}, vsync: {vsync}}}
 stimulus: {{size_deg: 8}}
@@ -498,7 +498,7 @@ class Rig:
         self.config = parse(text)
         clock = HostClock()
         start = SessionStart(
-            session="s",
+            simulated=True, session="s",
             config_yaml=text,
             config={},
             versions={},
@@ -526,7 +526,7 @@ class Rig:
         process.stdin.flush()
         return process
 
-    def until(self, done: Callable[[], bool], seconds: float = 40) -> None:
+    def until(self, done: Callable[[], bool], seconds: float = 90) -> None:
         end = self.clock.now_ns() + int(seconds * 1e9)
         while not done():
             assert self.clock.now_ns() < end, "the rig did not get there in time"

@@ -252,7 +252,8 @@ def test_after_a_restart_every_slot_is_shown_once_and_no_number_twice(
 ) -> None:
     """Kill the rig after any presentation; a new planner, fed with the log, shows exactly the rest."""
     proposals = [proposal(k, slots=n) for k, n in enumerate(sizes)]
-    before, log = Planner(per_trial), []
+    before = Planner(per_trial)
+    log: list[TrialIntent | Presented] = []
     for p in proposals:
         before.add(p)
     shown: list[tuple[int, int]] = []

@@ -19,6 +19,7 @@ from rig.messages import (
     Response,
     SpikeBlock,
     Tick,
+    TrialIntent,
 )
 from rig.windows import WindowFold
 
@@ -279,6 +280,26 @@ def test_spikes_may_arrive_late_and_unsorted() -> None:
     assert d.responses[0].count[0] == 4
 
 
+def test_a_unit_that_never_came_is_missing_and_named() -> None:
+    d = device()
+    for k in range(12):
+        edge = 90_000 + 9000 * k
+        d.show(k, edge)
+        d.edge(edge)
+        d.spikes("a#O", [edge + 2000])  # the config says a#0
+        if k >= 11:
+            d.spikes("a#0", [edge + 2000])
+    d.clock(90_000, 200_000)
+    d.advance(90_000 + 9000 * 11)
+    assert d.faults == ["unit never seen"] or len(d.responses) == 12
+    d.advance(220_000)
+    (fault,) = [f for f in d.out if isinstance(f, Fault)]
+    assert "'b#0'" in fault.detail
+    assert "it sends a#0, a#O" in fault.detail or "perhaps 'a#O'" in fault.detail
+    assert all(np.isnan(r.count[1]) for r in d.responses)
+    assert all(r.usable for r in d.responses)
+
+
 def test_folding_again_gives_the_same_bytes() -> None:
     def once() -> list[str]:
         d = device(baseline="block")
@@ -292,3 +313,48 @@ def test_folding_again_gives_the_same_bytes() -> None:
 
     assert once() == once()
     assert len(once()) == 5
+
+
+def test_what_was_never_delivered_is_not_covered() -> None:
+    d = device()
+    d.show(0, -6000)  # 0.2 s before the device's first sample
+    d.advance(120_000)
+    (early,) = d.responses
+    assert (early.usable, early.coverage) == (False, 0.0)
+
+
+def test_data_that_were_forgotten_are_not_taken_for_silence() -> None:
+    d = device(line="null")
+    d.spikes("a#0", list(range(92_000, 95_000, 100)))
+    d.clock(90_000, 90_000 + 30 * RATE)
+    d.advance(90_000 + 30 * RATE)
+    d.show(0, 90_000)  # arrives half a minute late
+    d.advance(90_000 + 30 * RATE + 1)
+    (late,) = d.responses
+    assert not late.usable
+    assert late.coverage < 1
+
+
+def test_lag_and_scan_out_are_not_added_twice() -> None:
+    d = device(scanout=0.015)
+    for k in range(6):
+        d.show(k, 90_000 + 9000 * k)
+        if k < 5:
+            d.edge(90_000 + 9000 * k + 600)
+    d.clock(90_000, 200_000)
+    d.advance(200_000)
+    onsets = [r.onset_sample - 90_000 - 9000 * k for k, r in enumerate(d.responses) if r.onset_sample is not None]
+    assert [r.onset_source for r in d.responses] == ["photodiode"] * 5 + ["flip"]
+    assert onsets[5] == pytest.approx(onsets[4], abs=3)
+
+
+def test_at_the_end_nothing_stays_without_a_word() -> None:
+    d = device()
+    d.take(TrialIntent(trial=0, presentations=(0, 1, 2), proposals=(0, 0, 0), slots=(0, 1, 2), start_host_ns=0))
+    d.show(0, 90_000)
+    d.take(Fault(what="trial cut short", detail="", done="", presentations=(2,)))
+    d.take(Tick(tick_host_ns=0, closing=True))
+    assert [(r.presentation, r.usable) for r in d.responses] == [(0, False)]
+    assert "closed" in d.responses[0].reason
+    (lost,) = [f for f in d.out if isinstance(f, Fault)]
+    assert (lost.what, lost.presentations) == ("announced and not recorded", (1,))

@@ -60,9 +60,9 @@ class Evolve:
     def tell(self, told: Sequence[Told]) -> None:
         """Take outcomes. A candidate counts while its generation is open; if missing it comes again unchanged."""
         for row, in_main in self._ledger.take(told):
-            if row.rate_hz is None:
+            rate = np.nan if row.rate_hz is None else float(row.rate_hz[self.unit])
+            if np.isnan(rate):
                 continue
-            rate = float(row.rate_hz[self.unit])
             if in_main and row.role == "candidate":
                 self._scores[self._ids.index(row.stimulus_id)] = rate
             elif row.role in ("reference", "reshow"):
@@ -75,17 +75,16 @@ class Evolve:
     def report(self) -> dict[str, float]:
         """Return figures of the newest generation that was told; rates in spikes/s of the evolved unit.
 
-        best: mean rate of its best image over that image's re-shows if it has any, else the one score by which it was
-        chosen (which overrates it); best_reshows: how many re-shows that is, 0 = single score; mean: over its
-        candidates; missing: its candidates without a score; reference: mean rate of the best reference over all its
-        presentations, reference_mean: over all references; reshown: re-show rate of the best image of generation
-        reshown_generation, the newest one that was measured again. Figures without data are left out.
+        mean: over its candidates; top_single_trial: highest single score among them, which overrates its image;
+        best: mean rate over the re-shows of the winner of generation best_generation, the newest one that was
+        measured again, and best_reshows their number; missing: candidates without a score; reference: mean rate of the
+        best reference over all its presentations, reference_mean: over all references. Figures without data are left
+        out.
         """
         last = self._last
         out = {"generation": float(last.get("generation", 0))}
         if "best_id" in last:
-            mean, count = self._mean(f"reshow {last['best_id']}")
-            out |= {"best": mean if count else last["best_score"], "best_reshows": float(count), "mean": last["mean"]}
+            out |= {"top_single_trial": last["best_score"], "mean": last["mean"]}
         if "missing" in last:
             out["missing"] = float(last["missing"])
         references = [self._mean(f"reference {r.id}") for r in self.references]
@@ -95,7 +94,7 @@ class Evolve:
         for generation, name in self._winners:  # the newest one that was measured again remains
             mean, count = self._mean(f"reshow {name}")
             if count:
-                out |= {"reshown": mean, "reshown_generation": float(generation)}
+                out |= {"best": mean, "best_reshows": float(count), "best_generation": float(generation)}
         return out
 
     def finished(self) -> str | None:

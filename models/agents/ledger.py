@@ -79,10 +79,10 @@ class Ledger:
 
     def _check(self, row: Told, current: int | None) -> int | None:
         """Return the number of the open proposal after seeing `row`; raise ValueError where it fits no plan."""
-        if row.rate_hz is not None and (row.rate_hz.shape != (self._units,) or not np.isfinite(row.rate_hz).all()):
+        if row.rate_hz is not None and (row.rate_hz.shape != (self._units,) or np.isinf(row.rate_hz).any()):
             raise ValueError(
-                f"proposal {row.proposal}, slot {row.slot}: rates {row.rate_hz} are not {self._units} finite numbers; "
-                "a missing response has rate_hz None"
+                f"proposal {row.proposal}, slot {row.slot}: rates {row.rate_hz} are not {self._units} numbers; "
+                "a missing response has rate_hz None, a missing unit NaN"
             )
         if row.proposal > self._closed and current is None and self._plan:
             current = row.proposal

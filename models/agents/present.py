@@ -43,6 +43,7 @@ class Present:
         self._owed = [0] * len(stimuli)  # presentations without a response, not yet planned again
         self._count = np.zeros(len(stimuli) + 1, np.int64)  # usable presentations; the last one is the blank
         self._sum: F64 = np.zeros((len(stimuli) + 1, units))
+        self._known = np.zeros((len(stimuli) + 1, units), np.int64)  # presentations in the sum, for each unit
         self._missing = 0
 
     def ask(self) -> "Shuffle":
@@ -56,7 +57,9 @@ class Present:
             k = self._ids.get(row.stimulus_id, len(self.stimuli))
             if row.rate_hz is not None:
                 self._count[k] += 1
-                self._sum[k] += row.rate_hz
+                known = np.isfinite(row.rate_hz)  # a unit that was never seen has no rate
+                self._sum[k, known] += row.rate_hz[known]
+                self._known[k] += known
             else:
                 self._missing += 1
                 if k < len(self.stimuli):
@@ -65,17 +68,18 @@ class Present:
     def report(self) -> dict[str, float]:
         """Return figures over the blocks told so far; rates are means over all units, spikes/s.
 
-        best and mean: the best stimulus and the mean over stimuli, reference: the same as best (all are references);
-        blank: mean over blanks; usable and missing: presentations. Figures without data are left out.
+        best and mean: the stimulus with the highest mean, and the mean over stimuli; blank: mean over blanks; usable
+        and missing: presentations. Figures without data are left out.
         """
         out = {"generation": float(max(self._block, 0)), "missing": float(self._missing)}
         out["usable"] = float(self._count.sum())
-        rates = self._sum.mean(axis=1) / np.maximum(self._count, 1)
-        shown = self._count[:-1] > 0
+        each = self._sum / np.maximum(self._known, 1)
+        units = (self._known > 0).sum(axis=1)
+        rates = each.sum(axis=1) / np.maximum(units, 1)
+        shown = units[:-1] > 0
         if shown.any():
-            best = float(rates[:-1][shown].max())
-            out |= {"best": best, "mean": float(rates[:-1][shown].mean()), "reference": best}
-        if self._count[-1]:
+            out |= {"best": float(rates[:-1][shown].max()), "mean": float(rates[:-1][shown].mean())}
+        if units[-1]:
             out["blank"] = float(rates[-1])
         return out
 
@@ -99,6 +103,7 @@ class Present:
             "owed": list(self._owed),
             "count": self._count.copy(),
             "sum": self._sum.copy(),
+            "known": self._known.copy(),
             "missing": self._missing,
         }
 
@@ -110,6 +115,7 @@ class Present:
         self._owed = list(state["owed"])
         self._count = np.array(state["count"], np.int64)
         self._sum = np.array(state["sum"], np.float64)
+        self._known = np.array(state["known"], np.int64)
         self._missing = state["missing"]
 
     def snapshot(self) -> tuple[int, list[int], np.random.Generator]:

@@ -29,7 +29,7 @@ class Told:
     role: Role
     stimulus_id: str
     rate_hz: F64 | None
-    """Rate of each unit, spikes/s (unit,); None = missing: not shown, not covered or not usable."""
+    """Rate of each unit, spikes/s (unit,). None: not shown, not covered or not usable; NaN: unit never seen."""
 
 
 @dataclass(frozen=True)

@@ -60,4 +60,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    child.shield()
     sys.exit(main())
