@@ -56,6 +56,9 @@ def write(folder: Path) -> Path:
     return out
 
 
+SIMULATED = '<p class="verdict warn"><b>Simulated:</b> what was recorded here is the simulated animal.</p>'
+
+
 def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
@@ -138,6 +141,7 @@ class _Page:
             f"<h1>{escape(s.name or 'session without a name')}</h1>"
             f'<p class="facts">Subject {who or "not named"} · {date if known else "date not in the log"} · '
             f"{_minutes(length)} min of images</p>"
+            f'{SIMULATED if s.simulated else ""}'
             f'<p class="verdict{"" if good else " warn"}"><b>{" · ".join(verdict)}</b><br>The session {end}.</p>'
         )
 
@@ -261,7 +265,8 @@ class _Page:
             (
                 "onset",
                 figures.onset,
-                "From the flip stamp to the light on the photodiode, device time mapped to the host clock.",
+                "From the flip stamp to the light on the photodiode, device time mapped to the host clock. This holds "
+                "the device's smallest message delay, which cannot be seen from here (commonly about 1 ms).",
             ),
             (
                 "lateness",

@@ -67,6 +67,7 @@ class Session:
         self.versions: dict[str, str] = json.loads(file.attrs["versions"] or "{}")
         self.commit, self.dirty = str(file.attrs["commit"]), str(file.attrs["dirty"])
         self.start_host_ns, self.start_utc_ns = int(file.attrs["start_host_ns"]), int(file.attrs["start_utc_ns"])
+        self.simulated = bool(file.attrs["simulated"])
         self.closed_in_order, self.stop_reason = bool(file.attrs["closed_in_order"]), str(file.attrs["stop_reason"])
         self._read_presentations()
         self._read_responses()

@@ -88,6 +88,7 @@ class ViewFold:
         self.response_units: list[str] = []
         self.attributes: dict[str, str | int | bool] = {
             "session": "",
+            "simulated": False,
             "subject": "",
             "config_yaml": "",
             "config": "",

@@ -211,7 +211,9 @@ def test_the_report_is_written_and_self_contained(session: tuple[Path, str]) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_ends_a_session_in_order_even_after_its_view_was_killed(tmp_path: Path, private_screen: str, number: signal.Signals) -> None:
+def test_a_signal_ends_a_session_in_order_also_after_its_view_was_killed(
+    tmp_path: Path, private_screen: str, number: signal.Signals
+) -> None:
     config = tmp_path / "long.yaml"
     config.write_text(config_text(free_ports(), generations=500))
     process = subprocess.Popen(

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pytest
 
 from models.truth import V1, Gabor, build, draw_cells
-from rig.clock import HostClock
 from rig.config import ConfigError, Simulation
 from stimuli.geometry import Rect, pixel_angles
 
@@ -113,18 +112,6 @@ def test_the_drawn_population_is_varied_seeded_and_inside_the_image() -> None:
 def test_a_frame_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"image is \(100, 104, 3\)"):
         V1((SIMPLE,), AZIMUTH, ELEVATION).rate_hz(np.zeros((100, 104, 3), np.float32))
-
-
-def test_32_neurons_at_160_pixels_take_less_than_3_ms() -> None:
-    azimuth, elevation = pixel_angles(Rect(320, 220, 160, 160), (800, 600), 40.0, 30.0)
-    population = build(Simulation(neurons=32), azimuth, elevation)
-    image = np.random.default_rng(0).random((160, 160, 3), dtype=np.float32)
-    clock, taken = HostClock(), []
-    for _ in range(40):
-        start = clock.now_ns()
-        population.rate_hz(image)
-        taken.append(clock.now_ns() - start)
-    assert min(taken) < 3e6  # the best of many: other programs may hold the processor in the others
 
 
 def test_v1_needs_no_torch() -> None:
