@@ -287,3 +287,34 @@ def test_json_of_the_log_is_plain(session: tuple[Path, str]) -> None:
     assert [line["presentation"] for line in lines] == [0, 1, 2]
     assert all(len(line["flips_host_ns"]) == 7 for line in lines)
     assert "more; use --limit" in done.stderr
+
+
+def test_the_loop_closes_over_lsl(tmp_path: Path, private_screen: str) -> None:
+    mark = tmp_path.name.replace("_", "-")  # streams are found by name on the whole machine
+    config = tmp_path / "lsl.yaml"
+    config.write_text(
+        f"""
+name: lsl
+display: {{size_px: [400, 300], width_cm: 30}}
+presentation: {{on_s: 0.1, off_s: 0.1, images_per_trial: 12, inter_trial_s: 0.25}}
+sources: [{{type: lsl_spikes, name: lsl, stream: "spikes-{mark}", edges: "edges-{mark}"}}]
+responses: {{units: ["E01#0", "E02#0"]}}
+phases: [{{agent: present, images: [natural, gratings], count: 8, repeats: 2, blanks: 2}}]
+animal: {{neurons: 4, wire: lsl}}
+"""
+    )
+    done = subprocess.run(
+        [*STIMLOOP, "demo", "--config", str(config), "--sessions", str(tmp_path / "sessions")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = [p for p in (tmp_path / "sessions").iterdir() if (p / "session.journal").exists()]
+    log = read_all(folder / "session.journal")
+    responses = documents(log, Response)
+    assert len(responses) == 20
+    assert sum(r.usable and r.onset_source == "photodiode" for r in responses) >= 19
+    assert sum(r.count.sum() for r in responses if r.usable) > 0
+    assert children_of(tmp_path) == []
