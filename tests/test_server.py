@@ -15,6 +15,7 @@ from rig.messages import (
     Fault,
     ModelUpdated,
     PhaseEnded,
+    Presented,
     Proposal,
     Response,
     SessionStart,
@@ -280,3 +281,48 @@ def test_hashes_see_every_part() -> None:
     assert state_hash({"a": np.arange(3)}) != state_hash({"a": np.arange(3).astype(np.int32)})
     batch = Counting(Recording()).peek()
     assert batch_hash(batch) != batch_hash(Counting(Recording(generation=1)).peek())
+
+
+def test_verify_cannot_agree_with_what_was_not_compared() -> None:
+    log = Log()
+    run(log, 3)
+    wants = frozenset({"session_start", "response", "work_done"})
+
+    def make(_: SessionStart) -> ModelServer:
+        return ModelServer(lambda _: Recording(), 1)
+
+    def changed(entries: list[Entry]) -> list[str]:
+        return verify(entries, make, wants).different
+
+    assert changed(log.entries) == []
+    free = [
+        Entry(e.envelope.model_copy(update={"cause_seq": None, "cause_index": None}), e.document) for e in log.entries
+    ]
+    assert sum("names no cause" in line for line in changed(free)) == 3 + 4 + 1
+    proposal = next(e for e in log.entries if isinstance(e.document, Proposal))
+    other = Entry(proposal.envelope, proposal.document.model_copy(update={"generation": 99}))
+    assert any("caused it twice" in line for line in changed([*log.entries, other]))
+    shown = Presented(
+        presentation=0,
+        trial=0,
+        position_in_trial=0,
+        proposal=0,
+        slot=0,
+        role="candidate",
+        stimulus_id="g0-1",  # slot 0 is g0-0
+        previous_stimulus_id=None,
+        frame_sha256="0",
+        due_host_ns=0,
+        onset_flip_host_ns=0,
+        offset_flip_host_ns=0,
+        flips_host_ns=np.zeros(2, np.int64),
+        late_flips=0,
+        dropped_frames=0,
+        image_row_px=0,
+        patch_row_px=0,
+        complete=True,
+    )
+    envelope = log.entries[-1].envelope.model_copy(update={"sender": "rig", "cause_seq": None, "cause_index": None})
+    for name, message in (("g0-1", "the stimulus that was planned"), ("g0-0", "the frame that was prepared")):
+        wrong = Entry(envelope, shown.model_copy(update={"stimulus_id": name}))
+        assert any(message in line for line in changed([*log.entries, wrong]))
