@@ -167,7 +167,7 @@ def test_replayed_over_a_real_socket(name: str) -> None:
                 )
 
             collector.until(lambda: received() == Counter(Spike=expected["Spike"], Ttl=expected["Ttl"]))
-            assert running.ready
+            collector.until(lambda: running.ready)  # said after the first blocks were sent, by another thread
             collector.until(lambda: sum({c.run: c.messages for c in collector.all(Continuity)}.values()) == len(sent))
     assert not [f for f in collector.all(Fault) if f.what == "message refused"]
     said = [f for f in collector.all(Fault) if f.what == "non-ASCII name"]
