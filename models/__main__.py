@@ -21,7 +21,9 @@ from rig.bus import Peer
 from rig.child import Stop, fail, say, shield
 from rig.clock import Clock, HostClock
 from rig.config import Config, load
-from rig.messages import Fault
+from rig.messages import (
+    Fault,
+)
 from rig.provenance import process_started
 
 NAME = "model"

@@ -17,7 +17,12 @@ from typing import Any
 import zmq
 
 from rig.clock import Clock
-from rig.messages import BadDocument, Document, Entry, Envelope, decode, encode
+from rig.encoding import BadDocument, decode, encode
+from rig.messages import (
+    Document,
+    Entry,
+    Envelope,
+)
 
 HELLO_EVERY_NS = 1_000_000_000
 GOT_EVERY_NS = 500_000_000

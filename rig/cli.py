@@ -12,9 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rig.bench.commands import bench_app
 from rig.clock import HostClock
 from rig.config import Config, ConfigError, Subject, load
-from rig.messages import Entry
+from rig.messages import (
+    Entry,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,14 +25,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Closed-loop visual neuroscience: show images, record neurons, evolve the next images, log everything.",
 )
-bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine: figures, not tests.")
 app.add_typer(bench_app, name="bench")
 console = Console()
 errors = Console(stderr=True)
 ConfigFile = Annotated[Path, typer.Argument(help="Config file of the session, YAML.")]
 SessionFolder = Annotated[Path, typer.Argument(help="Session folder, for example sessions/2026-11-21-demo.")]
 Sessions = Annotated[Path, typer.Option("--sessions", help="Folder in which sessions are kept.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
 
 
 def _die(message: object) -> typer.Exit:
@@ -132,7 +133,10 @@ def replay(
     from models.agents import build_from_config
     from models.server import WANTS, ModelServer
     from rig.journal import JournalReader
-    from rig.messages import Proposal, SessionStart
+    from rig.messages import (
+        Proposal,
+        SessionStart,
+    )
     from rig.replay import verify as verify_log
 
     if not verify:
@@ -177,7 +181,9 @@ def replay(
 
 def _completeness(entries: list[Entry], damage: int) -> list[str]:
     """Return what is missing from a log, in words; nothing for a session that was closed in order."""
-    from rig.messages import SessionStop
+    from rig.messages import (
+        SessionStop,
+    )
 
     out = []
     seqs = [e.envelope.seq for e in entries]
@@ -242,8 +248,11 @@ def journal(
     limit: Annotated[int, typer.Option("--limit", help="At most so many lines.")] = 1000,
 ) -> None:
     """List a session's journal: one JSON object a line; long arrays and pictures are given by their shape."""
+    from rig.encoding import summary
     from rig.journal import JournalReader
-    from rig.messages import DOCUMENT_TYPES, summary
+    from rig.messages import (
+        DOCUMENT_TYPES,
+    )
 
     if kind is not None and kind not in DOCUMENT_TYPES:
         raise _die(f"no documents of kind {kind!r}; there are: {', '.join(sorted(DOCUMENT_TYPES))}")
@@ -259,46 +268,6 @@ def journal(
     if reader.damaged_bytes or reader.bad_records:
         errors.print(f"{reader.damaged_bytes} damaged bytes, {reader.bad_records} unreadable records")
     reader.close()
-
-
-@bench_app.command("display")
-def bench_display(
-    json_file: JsonFile = None,
-    minutes: Annotated[float, typer.Option("--minutes", help="Length of each of the two runs.")] = 10.0,
-    sessions: Sessions = Path("sessions"),
-) -> None:
-    """Count late flips with the model server computing all the time, and with it idle."""
-    from rig.bench import display
-
-    _bench(lambda: display(minutes, sessions, HostClock(), console), json_file)
-
-
-@bench_app.command("onset")
-def bench_onset(
-    json_file: JsonFile = None,
-    minutes: Annotated[float, typer.Option("--minutes", help="Length of the run.")] = 10.0,
-    sessions: Sessions = Path("sessions"),
-) -> None:
-    """Measure onset times against the truth of the simulated animal, and account for every presentation."""
-    from rig.bench import onset
-
-    _bench(lambda: onset(minutes, sessions, HostClock(), console), json_file)
-
-
-def _bench(measure: "object", json_file: Path | None) -> None:
-    import json
-
-    from rig.screen import NoScreen
-    from rig.supervisor import SessionFailed
-
-    try:
-        figures = measure()  # type: ignore[operator]
-    except (SessionFailed, NoScreen, OSError) as error:
-        raise _die(error) from error
-    for name, value in figures.items():
-        console.print(f"{name:24s} {value}", highlight=False)
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def main() -> None:

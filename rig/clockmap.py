@@ -91,7 +91,7 @@ class ClockMap:
         self._fresh = True
         self._unseen_ns = UNSEEN_DELAY_NS
 
-    def add(self, device_sample: int, host_ns: int, run: int, exact: bool = False) -> None:
+    def add(self, device_sample: float, host_ns: int, run: int, exact: bool = False) -> None:
         """Take a pair. `exact`: both clocks saw the same event (a shared edge), no delay in between.
 
         A run other than the one before starts a new map: within a run neither clock goes back, and a pair that is not

@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from rig.animal.truth_log import Truth, read
 from rig.journal import read_all
-from rig.messages import Entry, Fault, Presented, Proposal, Response, TrialIntent
+from rig.messages import (
+    Entry,
+    Fault,
+    Presented,
+    Proposal,
+    Response,
+    TrialIntent,
+)
 
 KINDS = frozenset({"trial_intent", "proposal", "presented", "response", "fault"})
 PAIRING_NS = 40_000_000

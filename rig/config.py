@@ -11,20 +11,24 @@ from textwrap import shorten
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from rig.config_outputs import AnyOutput, Gates, Guest, ParallelOutput, PrintOutput, Reward, SerialOutput
+from rig.config_part import Part
+from rig.config_sources import (
+    AnySource,
+    BehaviourSimulation,
+    CalciumSimulation,
+    LslBehaviourSource,
+    NeuralSource,
+    WireFaults,
+)
 from stimuli import geometry
 
 
 class ConfigError(ValueError):
     """A config file the user must mend; the message names the file, the field and the cure."""
-
-
-class Part(BaseModel):
-    """What every part of the config shares: frozen, unknown keys and not-a-number refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Subject(Part):
@@ -89,37 +93,6 @@ class Presentation(Part):
     off_s: float = Field(default=0.1, ge=0, le=10, description="Background between images, s.")
     images_per_trial: int = Field(default=10, ge=1, le=200, description="Presentations in one trial.")
     inter_trial_s: float = Field(default=0.3, ge=0.05, le=60, description="Background between trials, s.")
-
-
-class OpenEphysSource(Part):
-    """Open Ephys GUI through its ZMQ Interface plugin (0.3.0 or later)."""
-
-    type: Literal["openephys"] = "openephys"
-    name: str = Field(default="probe", pattern=r"^[a-z][a-z0-9_]{0,30}$")
-    host: str = Field(default="127.0.0.1", description="Computer on which the GUI runs.")
-    port: int = Field(default=5556, ge=1, le=65534, description="Data port of the plugin; heartbeat is the next one.")
-    stream: str | None = Field(default=None, description="Pinned stream name; null takes the first one seen.")
-    photodiode_line: int | None = Field(
-        default=0, ge=0, le=63, description="0-based TTL line of the photodiode, null if none."
-    )
-    byte_budget_mb: float = Field(
-        default=512.0, gt=1, description="Largest memory for unread messages, MB; over it is a fault."
-    )
-
-
-class LslSpikeSource(Part):
-    """An LSL stream of spike events: channels (unit index, device sample); a marker stream may carry the photodiode."""
-
-    type: Literal["lsl_spikes"] = "lsl_spikes"
-    name: str = Field(default="lsl", pattern=r"^[a-z][a-z0-9_]{0,30}$")
-    stream: str = Field(description="Name of the LSL stream with the spikes.")
-    edges: str | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
-    photodiode_line: int | None = Field(
-        default=0, ge=0, le=63, description="0-based TTL line of the photodiode, null if none."
-    )
-
-
-AnySource = Annotated[OpenEphysSource | LslSpikeSource, Field(discriminator="type")]
 
 
 class Baseline(Part):
@@ -207,9 +180,14 @@ class Simulation(Part):
         default=None, description="Folder with recorded averages and images, to fit the rates (v4)."
     )
     session: str | None = Field(default=None, description="Recording session whose neurons are taken (v4).")
-    neurons: int = Field(default=8, ge=1, le=400, description="Number of simulated neurons.")
+    neurons: int = Field(default=8, ge=1, le=20_000, description="Number of simulated neurons.")
     seed: int = Field(default=0, ge=0)
-    wire: Literal["openephys", "lsl"] = "openephys"
+    wire: Literal[
+        "openephys", "openephys_events", "lsl", "lsl_counts", "lsl_calcium", "spikes_zmq", "traces_zmq"
+    ] = "openephys"
+    wire_faults: WireFaults = WireFaults()
+    calcium: CalciumSimulation = CalciumSimulation()
+    behaviour: BehaviourSimulation | None = None
     noise: Literal["none", "poisson", "overdispersed"] = "poisson"
     latency_s: float = Field(default=0.05, ge=0, le=0.3, description="From light to firing rate, s.")
     clock_ppm: float = Field(default=40.0, ge=-500, le=500, description="Drift of the device's clock, ppm.")
@@ -256,6 +234,10 @@ class Config(Part):
     presentation: Presentation = Presentation()
     sources: tuple[AnySource, ...] = Field(min_length=1, description="Devices; the first one is scored.")
     responses: Responses
+    gates: Gates = Gates()
+    outputs: tuple[AnyOutput, ...] = ()
+    reward: Reward | None = None
+    guest: Guest | None = None
     banks: dict[str, Path] = Field(default={}, description="Own image banks: name and folder of pictures.")
     phases: tuple[AnyPhase, ...] = Field(min_length=1, description="What the session does, in this order.")
     processes: Processes = Processes()
@@ -273,10 +255,42 @@ class Config(Part):
             raise ValueError("\n".join(mistakes))
         return self
 
+    @property
+    def neural(self) -> NeuralSource:
+        """The source that is scored: the first one."""
+        first = self.sources[0]
+        assert isinstance(first, NeuralSource)  # noqa: S101 - checked below
+        return first
+
     def _device_mistakes(self) -> Iterator[str]:
-        names = [s.name for s in self.sources]
+        names = ["recorder", "rig", "model", "view", "outputs", *(s.name for s in self.sources)]
         for name in sorted({n for n in names if names.count(n) > 1}):
             yield f"sources: the name {name!r} is used twice; give each device its own"
+        if not isinstance(self.sources[0], NeuralSource):
+            yield f"sources.0: {self.sources[0].type} cannot be scored; put the neurons' source first"
+        behaviour = {s.name: s for s in self.sources if isinstance(s, LslBehaviourSource)}
+        fixation, criteria = self.gates.fixation, self.gates.criteria
+        wanted = [("gates.fixation", fixation.source)] if fixation is not None else []
+        wanted += [(f"gates.criteria.{k}", c.source) for k, c in enumerate(criteria)]
+        for place, name in wanted:
+            if name not in behaviour:
+                known = ", ".join(behaviour) or "none"
+                yield f"{place}.source: {name!r} is no behaviour source (there are: {known}); add it to sources"
+        yield from self._output_mistakes()
+
+    def _output_mistakes(self) -> Iterator[str]:
+        outputs = [o.name for o in self.outputs]
+        for name in sorted({n for n in outputs if outputs.count(n) > 1}):
+            yield f"outputs: the name {name!r} is used twice; give each output its own"
+        if self.reward is None:
+            return
+        chosen = next((o for o in self.outputs if o.name == self.reward.output), None)
+        if not isinstance(chosen, PrintOutput | SerialOutput | ParallelOutput):
+            yield f"reward.output: {self.reward.output!r} is no output with a line; add a serial or parallel one"
+        if self.reward.pulse_s > self.reward.max_pulse_s:
+            yield f"reward.pulse_s: {self.reward.pulse_s:g} s is over max_pulse_s {self.reward.max_pulse_s:g} s"
+        if self.reward.after == "fixation" and self.gates.fixation is None:
+            yield "reward.after: fixation needs gates.fixation; add it, or choose trial"
 
     def _phase_mistakes(self) -> Iterator[str]:
         for name in sorted(set(self.banks) & {"natural", "gratings"}):
@@ -299,7 +313,9 @@ class Config(Part):
     def _rhythm_mistakes(self) -> Iterator[str]:
         rhythm, display = self.presentation, self.display
         baseline, period_s = self.responses.baseline, rhythm.on_s + rhythm.off_s
-        photodiode = display.patch is not None and self.sources and self.sources[0].photodiode_line is not None
+        neural = self.sources[0]
+        lit = isinstance(neural, NeuralSource) and neural.photodiode_line is not None
+        photodiode = lit and display.patch is not None
         if photodiode and rhythm.off_s == 0 and rhythm.images_per_trial > 1:
             yield (
                 "presentation.off_s: 0 leaves the photodiode patch white between images, so that no onset can be seen; "

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.config import Limits
-from rig.messages import Proposal
+from rig.messages import (
+    Proposal,
+)
 from stimuli.bank import Bank
 from stimuli.limits import LimitExceeded, check_frame
 from stimuli.render import gamma_table, render

@@ -12,7 +12,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from rig.messages import BadDocument, Entry, decode_entry, kind_in
+from rig.encoding import BadDocument, decode_entry, kind_in
+from rig.messages import (
+    Entry,
+)
 
 MARKER = b"\xf5SLJ"
 _HEAD = struct.Struct("<4sIQI")

@@ -7,11 +7,6 @@ Times are integers in ns and name their clock: `_host_ns` is the host's monotoni
 `_utc_ns` is UTC. `_sample` counts samples of a device.
 """
 
-import hashlib
-import json
-import re
-import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -22,23 +17,11 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
-    TypeAdapter,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
 from stimuli.spec import Stimulus
-
-MAX_HEADER_BYTES = 8 << 20
-MAX_ARRAY_BYTES = 1 << 30
-MAX_ARRAYS = 8
-_KIND = re.compile(rb'"document":\{"version":\d+,"kind":"([a-z_]+)"')
-_KIND_WITHIN = 1000  # an envelope is shorter
-
-
-class BadDocument(ValueError):
-    """Bytes that are not a document of ours: the sender's fault; counted and refused, never a crash."""
 
 
 class Axes:
@@ -72,7 +55,10 @@ F64Units = Annotated[npt.NDArray[np.float64], Axes("float64", "unit")]
 U16Events = Annotated[npt.NDArray[np.uint16], Axes("uint16", "event")]
 U8Events = Annotated[npt.NDArray[np.uint8], Axes("uint8", "event")]
 I64Events = Annotated[npt.NDArray[np.int64], Axes("int64", "event")]
-F64Traces = Annotated[npt.NDArray[np.float64], Axes("float64", "frame unit")]
+I64Rows = Annotated[npt.NDArray[np.int64], Axes("int64", "row")]
+F32Traces = Annotated[npt.NDArray[np.float32], Axes("float32", "row unit")]
+F32Motion = Annotated[npt.NDArray[np.float32], Axes("float32", "row xyz")]
+F64Channels = Annotated[npt.NDArray[np.float64], Axes("float64", "row channel")]
 
 
 class Document(BaseModel):
@@ -303,15 +289,61 @@ class EdgeBlock(Document):
     arrival_host_ns: I64Events
 
 
+class UnitList(Document):
+    """Units that a source delivers from now on; sent before their first data and whenever the list changes."""
+
+    kind: Literal["unit_list"] = "unit_list"
+    source: str
+    run: int
+    list_number: int = Field(ge=0, description="0, 1, 2 ... in the run; blocks of traces name it.")
+    from_sample: int = Field(description="Device sample from which on the list holds.")
+    units: tuple[str, ...]
+    scan_offset_s: F64Units = Field(description="When within a frame each unit is scanned, s; 0 where all at once.")
+    measure: Literal["spikes", "counts", "fluorescence"] = Field(description="What one value of a unit is.")
+
+
 class TraceBlock(Document):
-    """Continuous traces (calcium, behaviour) from one source."""
+    """Frames of an imaging device, or bins of a counting one, raw as they came; one row per frame or bin."""
 
     kind: Literal["trace_block"] = "trace_block"
     source: str
     run: int
-    units: tuple[str, ...]
-    sample: I64Events = Field(description="Frame counter or sample of each row.")
-    values: F64Traces = Field(description="In the unit that the source's config names.")
+    list_number: int = Field(ge=0, description="The UnitList (of this source and run) whose order `values` has.")
+    frame: I64Rows = Field(description="The device's own frame counter; a hole in it is a lost frame.")
+    sample: I64Rows = Field(description="Device sample (tick) at which the frame or bin began.")
+    arrival_host_ns: I64Rows = Field(description="Host time at which its message was received.")
+    values: F32Traces = Field(description="Raw fluorescence or counts, in the device's unit; NaN where not measured.")
+    neuropil: F32Traces | None = Field(default=None, description="Raw fluorescence around each unit, None if not sent.")
+    motion: F32Motion | None = Field(default=None, description="Motion of each frame, um or pixels; None if not sent.")
+
+
+class BehaviourBlock(Document):
+    """Behaviour from one source: gaze, pupil, running ..., one row per sample."""
+
+    kind: Literal["behaviour_block"] = "behaviour_block"
+    source: str
+    run: int
+    channels: tuple[str, ...] = Field(description="Names with unit, for example gaze_x_deg, pupil_mm, running_cm_s.")
+    sample: I64Rows = Field(description="Device sample (tick) of each row.")
+    arrival_host_ns: I64Rows
+    values: F64Channels = Field(description="NaN where the device saw nothing (a blink, no track).")
+
+    @model_validator(mode="after")
+    def _a_column_per_channel(self) -> Self:
+        if self.values.shape[1] != len(self.channels):
+            raise ValueError(f"values has {self.values.shape[1]} columns for {len(self.channels)} channels")
+        return self
+
+
+class Marker(Document):
+    """A text that a device or another program sent: logged, never interpreted."""
+
+    kind: Literal["marker"] = "marker"
+    source: str
+    run: int
+    sample: int | None = Field(description="Device sample (tick) of the marker, None if the device gave none.")
+    arrival_host_ns: int
+    text: str = Field(max_length=4096)
 
 
 class Gap(Document):
@@ -342,8 +374,15 @@ class ClockSample(Document):
     kind: Literal["clock_sample"] = "clock_sample"
     source: str
     run: int
-    device_sample: int = Field(description="First sample after the block whose arrival is stamped.")
-    arrival_host_ns: int = Field(description="Host time at which the block's first message was received.")
+    device_sample: float = Field(description="Device sample (tick); for an arrival the first one after the block.")
+    pair_host_ns: int = Field(description="Host time of it: of arrival, middle of the round trip, or of the edge.")
+    method: Literal["arrival", "round_trip", "edge", "barcode"] = Field(
+        default="arrival",
+        description="arrival: late by an unknown delay >= 0; round_trip: off by half of `round_trip_ns` at most; "
+        "edge, barcode: one event that both clocks saw.",
+    )
+    round_trip_ns: int | None = Field(default=None, ge=0, description="Time from request to reply, for round_trip.")
+    uncertainty_ns: int | None = Field(default=None, ge=0, description="Bound on the pair's error, for edge, barcode.")
 
 
 class Response(Document):
@@ -356,6 +395,7 @@ class Response(Document):
     role: Role
     stimulus_id: str
     source: str
+    run: int | None = Field(default=None, description="Acquisition run whose samples the windows count in.")
     usable: bool
     reason: str = Field(description='Why not usable; "" if usable.')
     onset_source: Literal["photodiode", "flip", "none"]
@@ -367,10 +407,51 @@ class Response(Document):
     window_start_sample: int | None = None
     window_end_sample: int | None = Field(default=None, description="First sample after the window.")
     coverage: float = Field(ge=0, le=1, description="Fraction of window and baseline window known to be complete.")
+    lost_messages: int = Field(default=0, ge=0, description="Messages of the device missing in the windows.")
+    measure: Literal["spikes", "counts", "deconvolved", "dff"] = Field(
+        default="spikes", description="What `count` sums: spikes, binned counts, deconvolved events; dff: a mean dF/F."
+    )
+    behaviour: dict[str, float] = Field(
+        default={}, description="Mean of each behaviour channel from onset to window end; absent if it was not seen."
+    )
     units: tuple[str, ...]
-    count: F64Units = Field(description="Spikes in the window; NaN for a unit that was never seen, or if not usable.")
-    baseline: F64Units = Field(description="Expected spikes in the window from the baseline; 0 where baseline is none.")
-    rate_hz: F64Units = Field(description="(count - baseline) / window length, spikes/s.")
+    count: F64Units = Field(description="Sum over the window (dff: mean); NaN for a unit not there or not usable.")
+    baseline: F64Units = Field(description="What the baseline expects `count` to be; 0 where baseline is none.")
+    rate_hz: F64Units = Field(description="(count - baseline) / window length, per s; count - baseline for dff.")
+
+
+# --- what was put out -------------------------------------------------------------------------------------------------
+
+
+class OutputRequest(Document):
+    """Something to be put out by the outputs process: a reward, a marker, a message."""
+
+    kind: Literal["output_request"] = "output_request"
+    request: str = Field(description="Identity of the request, unique in the session.")
+    output: str = Field(description="Name of the output in the config.")
+    what: Literal["reward", "marker", "message"]
+    text: str = Field(default="", max_length=512, description="Marker or message.")
+    duration_s: float | None = Field(default=None, gt=0, description="Length of the reward pulse, s.")
+    event_host_ns: int | None = Field(default=None, description="What the marker marks, host clock (a flip).")
+    trial: int | None = None
+    presentation: int | None = None
+
+
+class OutputDone(Document):
+    """What became of an OutputRequest; a request without one was not confirmed."""
+
+    kind: Literal["output_done"] = "output_done"
+    request: str
+    output: str
+    what: Literal["reward", "marker", "message"]
+    done: bool
+    reason: str = Field(default="", description='Why it was refused or not confirmed; "" if done.')
+    started_host_ns: int | None = Field(default=None, description="Before the device was told, host clock.")
+    confirmed_host_ns: int | None = Field(default=None, description="When the device or watchdog had confirmed it.")
+    duration_s: float | None = Field(default=None, description="Length of the pulse as it was timed, s.")
+    timed_by: Literal["device", "watchdog", "none"] = "none"
+    volume_ul: float | None = Field(default=None, description="Volume of this reward by calibration, uL.")
+    session_volume_ul: float | None = Field(default=None, description="All rewards of the session so far, uL.")
 
 
 AnyDocument = Annotated[
@@ -389,17 +470,21 @@ AnyDocument = Annotated[
     | Presented
     | SpikeBlock
     | EdgeBlock
+    | UnitList
     | TraceBlock
+    | BehaviourBlock
+    | Marker
     | Continuity
     | ClockSample
-    | Response,
+    | Response
+    | OutputRequest
+    | OutputDone,
     Field(discriminator="kind"),
 ]
-_ADAPTER: TypeAdapter[Document] = TypeAdapter(AnyDocument)
 DOCUMENT_TYPES: dict[str, type[Document]] = {
     t.model_fields["kind"].default: t for t in get_args(get_args(AnyDocument)[0])
 }
-_ARRAY_FIELDS = {
+ARRAY_FIELDS = {
     kind: tuple(
         name
         for name, f in t.model_fields.items()
@@ -414,7 +499,7 @@ def kind_of(document: Document) -> str:
     return str(document.kind)  # type: ignore[attr-defined]
 
 
-# --- envelope and encoding --------------------------------------------------------------------------------------------
+# --- envelope --------------------------------------------------------------------------------------------------------
 
 
 class Envelope(BaseModel):
@@ -436,120 +521,3 @@ class Entry:
 
     envelope: Envelope
     document: Document
-
-
-def encode(document: Document) -> list[bytes]:
-    """Return the document's frames: a JSON header, then one raw frame per array field that is not None."""
-    fields = _ARRAY_FIELDS[kind_of(document)]
-    arrays, frames = [], []
-    for name in fields:
-        value = getattr(document, name)
-        if value is None:
-            continue
-        raw = value.tobytes()
-        digest = hashlib.sha256(raw).hexdigest()
-        arrays.append({"name": name, "dtype": value.dtype.str, "shape": list(value.shape), "sha256": digest})
-        frames.append(raw)
-    body = document.model_dump_json(exclude=set(fields)).encode()
-    return [b'{"document":' + body + b',"arrays":' + json.dumps(arrays).encode() + b"}", *frames]
-
-
-def _array(meta: Any, raw: bytes) -> npt.NDArray[Any]:
-    dtype = np.dtype(str(meta["dtype"]))
-    shape = tuple(int(n) for n in meta["shape"])
-    if dtype.kind not in "uif" or any(n < 0 for n in shape) or len(shape) > 4:
-        raise BadDocument(f"array {meta['name']!r} has dtype {dtype} and shape {shape}, which no document uses")
-    size = dtype.itemsize
-    for n in shape:  # Python integers: no overflow from a hostile shape
-        size *= n
-    if size != len(raw):
-        raise BadDocument(f"array {meta['name']!r} claims {size} bytes and has {len(raw)}")
-    if hashlib.sha256(raw).hexdigest() != meta["sha256"]:
-        raise BadDocument(f"array {meta['name']!r} does not match its sha256")
-    return np.frombuffer(raw, dtype=dtype).reshape(shape)
-
-
-def decode(frames: Sequence[bytes]) -> Document:
-    """Turn frames back into a document; raises BadDocument and nothing else on any malformed input."""
-    if not frames or len(frames) > MAX_ARRAYS + 1 or len(frames[0]) > MAX_HEADER_BYTES:
-        raise BadDocument(f"{len(frames)} frames with a header of {len(frames[0]) if frames else 0} bytes")
-    if any(len(f) > MAX_ARRAY_BYTES for f in frames[1:]):
-        raise BadDocument(f"an array frame is larger than {MAX_ARRAY_BYTES} bytes")
-    try:
-        header = json.loads(frames[0])
-        fields, arrays = header["document"], header["arrays"]
-        if not isinstance(fields, dict) or len(arrays) != len(frames) - 1:
-            raise BadDocument("header and number of array frames disagree")
-        names = _ARRAY_FIELDS.get(str(fields.get("kind")), ())
-        fields.update(dict.fromkeys(names))
-        for meta, raw in zip(arrays, frames[1:], strict=True):
-            if meta["name"] not in names or fields[meta["name"]] is not None:
-                raise BadDocument(f"unknown or repeated array {meta['name']!r}")
-            fields[meta["name"]] = _array(meta, raw)
-        return _ADAPTER.validate_python(fields)
-    except BadDocument:
-        raise
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BadDocument(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise BadDocument(f"not a document: {type(error).__name__}: {error}") from error
-
-
-def pack(parts: Sequence[bytes]) -> bytes:
-    """Join byte strings into one, with their lengths in front (little-endian u32 count, then u32 lengths)."""
-    return struct.pack(f"<{len(parts) + 1}I", len(parts), *(len(p) for p in parts)) + b"".join(parts)
-
-
-def unpack(body: bytes) -> list[bytes]:
-    """Undo `pack`; raises BadDocument where lengths and body disagree."""
-    if len(body) < 4:
-        raise BadDocument("a record of fewer than 4 bytes")
-    (count,) = struct.unpack_from("<I", body)
-    if count > MAX_ARRAYS + 2 or len(body) < 4 * (count + 1):
-        raise BadDocument(f"a record that claims {count} parts")
-    lengths = struct.unpack_from(f"<{count}I", body, 4)
-    at, parts = 4 * (count + 1), []
-    for n in lengths:
-        parts.append(body[at : at + n])
-        at += n
-    if at != len(body):
-        raise BadDocument(f"a record of {len(body)} bytes whose parts end at {at}")
-    return parts
-
-
-def encode_entry(envelope: Envelope, frames: Sequence[bytes]) -> bytes:
-    """Return the journal's body of one entry: envelope, header, arrays."""
-    return pack([envelope.model_dump_json().encode(), *frames])
-
-
-def kind_in(body: bytes) -> str:
-    """Return the kind of a journalled entry without decoding it; "" if that cannot be told."""
-    found = _KIND.search(body, 0, _KIND_WITHIN)
-    return found.group(1).decode() if found else ""
-
-
-def decode_entry(body: bytes) -> Entry:
-    """Undo `encode_entry`; raises BadDocument."""
-    parts = unpack(body)
-    try:
-        envelope = Envelope.model_validate_json(parts[0])
-    except (ValidationError, IndexError) as error:
-        raise BadDocument(f"not an envelope: {error}") from error
-    return Entry(envelope, decode(parts[1:]))
-
-
-def summary(entry: Entry) -> str:
-    """Return an entry as one line of JSON for people and for grep; arrays longer than 64 numbers as their shape."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return value.tolist() if value.size <= 64 else f"{value.dtype} {list(value.shape)}"
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        return value
-
-    fields = plain(entry.document.model_dump(exclude={"version"}))
-    return json.dumps({"seq": entry.envelope.seq, "sender": entry.envelope.sender, **fields})

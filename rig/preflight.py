@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 
 from rig.clock import Clock
-from rig.config import Config, OpenEphysSource
+from rig.config import Config
+from rig.config_sources import OpenEphysSource
 from rig.progress import expected_s, planned
 
 DISK_WARN_MB_S = 20.0

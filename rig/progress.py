@@ -8,7 +8,16 @@ from rich.text import Text
 
 from rig.config import Config, EvolvePhase, PresentPhase
 from rig.journal import JournalReader
-from rig.messages import Entry, Fault, ModelUpdated, PhaseEnded, Presented, Proposal, Response, StopRequested
+from rig.messages import (
+    Entry,
+    Fault,
+    ModelUpdated,
+    PhaseEnded,
+    Presented,
+    Proposal,
+    Response,
+    StopRequested,
+)
 
 
 def planned(config: Config) -> int:

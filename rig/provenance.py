@@ -9,7 +9,10 @@ from pathlib import Path
 from rig.child import boot_id
 from rig.clock import Clock
 from rig.config import Config
-from rig.messages import ProcessStarted, SessionStart
+from rig.messages import (
+    ProcessStarted,
+    SessionStart,
+)
 
 LIBRARIES = (
     "stimloop", "psychopy", "torch", "numpy", "scipy", "pyzmq", "pylsl", "h5py", "pydantic", "mss", "scikit-image",

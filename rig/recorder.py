@@ -17,9 +17,9 @@ from rig.bus import Got, Hello, Hub, Incoming, Malformed, Submitted
 from rig.child import Stop, fail, say, shield
 from rig.clock import Clock, HostClock
 from rig.config import Config, load
+from rig.encoding import BadDocument, decode, decode_entry, encode, encode_entry, unpack
 from rig.journal import JournalError, JournalWriter
 from rig.messages import (
-    BadDocument,
     Document,
     Entry,
     Envelope,
@@ -29,12 +29,7 @@ from rig.messages import (
     SessionStop,
     StopRequested,
     Tick,
-    decode,
-    decode_entry,
-    encode,
-    encode_entry,
     kind_of,
-    unpack,
 )
 from rig.provenance import process_started, session_start
 from rig.timing import drain_s

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rig.config import Config
+from rig.encoding import encode
 from rig.messages import (
     Document,
     Entry,
@@ -18,7 +19,6 @@ from rig.messages import (
     SessionStart,
     SessionStop,
     StimulusPrepared,
-    encode,
     kind_of,
 )
 from rig.windows import WindowFold

@@ -205,7 +205,10 @@ class Supervisor:
         self._wait()
         assert recorder.ready is not None  # noqa: S101 - just waited for
         endpoint = ("--endpoint", str(recorder.ready["endpoint"]))
-        others = [self._start("rig", "rig.session", *endpoint), self._start("model", "models", *endpoint)]
+        display = "rig.session" if self._config.guest is None else "rig.guest"
+        others = [self._start("rig", display, *endpoint), self._start("model", "models", *endpoint)]
+        if self._config.outputs:
+            others.append(self._start("outputs", "rig.outputs", *endpoint))
         others += [self._start(s.name, "rig.sources", *endpoint, "--name", s.name) for s in self._config.sources]
         others.append(self._start("view", "rig.view"))
         self._wait()

@@ -8,7 +8,12 @@ after a restart, knows what is left to show.
 from dataclasses import dataclass
 from enum import Enum
 
-from rig.messages import Presented, Proposal, Role, TrialIntent
+from rig.messages import (
+    Presented,
+    Proposal,
+    Role,
+    TrialIntent,
+)
 from stimuli.spec import LatentImage, Stimulus
 
 

@@ -415,7 +415,7 @@ class ViewFold:
         self.tables["edges"].extend(len(d.line), {**columns, "run": d.run, "source": self._source(d.source)})
 
     def _traces(self, entry: Entry, d: TraceBlock) -> None:
-        rows = self._unit_rows(d.source, d.units)
+        rows = np.arange(d.values.shape[1])
         self.tables["traces"].extend(
             d.values.size,
             {
@@ -460,7 +460,7 @@ class ViewFold:
         self._row(
             "clocks",
             device_sample=d.device_sample,
-            arrival_host_ns=d.arrival_host_ns,
+            arrival_host_ns=d.pair_host_ns,
             run=d.run,
             source=self._source(d.source),
         )

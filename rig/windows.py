@@ -64,8 +64,8 @@ class WindowFold:
     def __init__(self, config: Config) -> None:
         """Score `config.responses.units` on the first source of the config."""
         self._config = config
-        self._source = config.sources[0].name
-        self._line = config.sources[0].photodiode_line if config.display.patch is not None else None
+        self._source = config.neural.name
+        self._line = config.neural.photodiode_line if config.display.patch is not None else None
         self._units = config.responses.units
         self._device = _Device()
         self._clockmap = ClockMap()
@@ -111,7 +111,7 @@ class WindowFold:
             rising = (document.line == self._line) & (document.state == 1)
             self._device.edges = sorted([*self._device.edges, *document.sample[rising].tolist()])
         elif isinstance(document, ClockSample):
-            self._clockmap.add(document.device_sample, document.arrival_host_ns, document.run)
+            self._clockmap.add(document.device_sample, document.pair_host_ns, document.run)
         elif isinstance(document, Continuity):
             self._device.rate_hz = document.sample_rate_hz or self._device.rate_hz
             self._clockmap.nominal_hz = self._device.rate_hz or None

@@ -11,7 +11,10 @@ import pytest
 
 from rig.bus import Hello, Hub, Peer, Submitted
 from rig.clock import HostClock
-from rig.messages import Document, decode
+from rig.encoding import decode
+from rig.messages import (
+    Document,
+)
 
 D = TypeVar("D", bound=Document)
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.config import Config, parse
+from rig.encoding import encode, encode_entry
 from rig.journal import JournalWriter
 from rig.messages import (
     ClockSample,
@@ -39,8 +40,6 @@ from rig.messages import (
     Tick,
     TrialIntent,
     WorkDone,
-    encode,
-    encode_entry,
 )
 from stimuli.bank import natural_bank
 from stimuli.generators import DctGenerator

@@ -10,8 +10,14 @@ import zmq
 from rig.bus import Hub, Malformed, Peer, parse_incoming
 from rig.clock import FakeClock, HostClock
 from rig.config import Config, parse
+from rig.encoding import encode
 from rig.journal import JournalWriter, read_all
-from rig.messages import Fault, SessionStart, StopRequested, Tick, encode
+from rig.messages import (
+    Fault,
+    SessionStart,
+    StopRequested,
+    Tick,
+)
 from rig.recorder import Recorder
 
 CONFIG = """

@@ -34,7 +34,8 @@ def test_the_demo_config_shows_every_field_of_what_it_uses() -> None:
     def shown(given: object, model: BaseModel, at: str) -> None:
         assert isinstance(given, dict)
         # Of these, demo.yaml has no use; the other shipped configs show them.
-        unused = {"banks", "age", "models", "recorded", "session"}
+        unused = {"banks", "age", "models", "recorded", "session", "multiunit", "gates", "outputs", "reward", "guest"}
+        unused |= {"wire_faults", "calcium", "behaviour"}
         assert set(type(model).model_fields) - set(given) <= unused, at
         for name, value in given.items():
             field = getattr(model, name)
@@ -104,7 +105,7 @@ def test_a_screen_without_photodiode_may_be_covered_by_the_image() -> None:
 @pytest.mark.parametrize("part", sorted(all_parts() - {Part}, key=lambda p: p.__name__), ids=lambda p: p.__name__)
 def test_every_number_has_a_description_and_names_its_unit(part: type[BaseModel]) -> None:
     """A float is a quantity: its name ends in a unit, or its description says what the number is."""
-    units = {"_s", "_hz", "_px", "_deg", "_cm", "_mb", "_ppm"}
+    units = {"_s", "_hz", "_px", "_deg", "_cm", "_mb", "_ppm", "_ml", "_sd", "_dff", "_per_min", "_per_h"}
     said = re.compile(r"\d|[Gg]amma|grey level|relative|[Ff]raction|sd|contrast|frequency")
     for name, field in part.model_fields.items():
         if field.annotation not in (float, tuple[float, float], int):

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rig.messages import ClockSample, Continuity, Document, EdgeBlock, Fault, Gap, SpikeBlock
+from rig.messages import (
+    ClockSample,
+    Continuity,
+    Document,
+    EdgeBlock,
+    Fault,
+    Gap,
+    SpikeBlock,
+)
 from rig.sources.continuity import DEFERRAL, Ledger
 from rig.sources.openephys_parse import Data, Message, Spike, Ttl
 

@@ -162,8 +162,8 @@ def test_replay_makes_every_decision_again(session: tuple[Path, str]) -> None:
 
 
 def test_replay_notices_a_changed_response(session: tuple[Path, str], tmp_path: Path) -> None:
+    from rig.encoding import encode, encode_entry
     from rig.journal import JournalReader, JournalWriter
-    from rig.messages import encode, encode_entry
 
     folder, _ = session
     target = tmp_path / "changed"

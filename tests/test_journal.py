@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rig.encoding import encode, encode_entry
 from rig.journal import JournalError, JournalReader, JournalWriter, read_all, record
-from rig.messages import Envelope, Tick, encode, encode_entry
+from rig.messages import (
+    Envelope,
+    Tick,
+)
 
 
 def body(seq: int) -> bytes:

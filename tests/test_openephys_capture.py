@@ -11,8 +11,14 @@ import zmq
 
 from rig.animal.openephys_wire import heartbeat_reply
 from rig.clock import HostClock
-from rig.config import OpenEphysSource
-from rig.messages import ClockSample, Continuity, EdgeBlock, Fault, SpikeBlock
+from rig.config_sources import OpenEphysSource
+from rig.messages import (
+    ClockSample,
+    Continuity,
+    EdgeBlock,
+    Fault,
+    SpikeBlock,
+)
 from rig.sources.continuity import Ledger
 from rig.sources.openephys import OpenEphys
 from rig.sources.openephys_parse import Data, Message, Refusal, Spike, Ttl, parse, who_replied

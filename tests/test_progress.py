@@ -3,7 +3,12 @@
 from rich.console import Console
 
 from rig.config import parse
-from rig.messages import Entry, Envelope, Fault, PhaseEnded
+from rig.messages import (
+    Entry,
+    Envelope,
+    Fault,
+    PhaseEnded,
+)
 from rig.progress import Progress, expected_s, planned
 from tests.synthetic_session import Synthetic
 

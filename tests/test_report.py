@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rig.messages import Entry, Envelope, Fault, ProcessStarted, Response, SessionStart, SpikeBlock
+from rig.messages import (
+    Entry,
+    Envelope,
+    Fault,
+    ProcessStarted,
+    Response,
+    SessionStart,
+    SpikeBlock,
+)
 from rig.report import write
 from rig.report_data import NotASession, open_session
 from rig.report_figures import best_stimulus, mean_sem, raster_groups

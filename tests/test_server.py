@@ -8,6 +8,7 @@ import numpy as np
 
 from models.agents.types import Batch, Told
 from models.server import ModelServer, batch_hash, state_hash
+from rig.encoding import encode
 from rig.messages import (
     Document,
     Entry,
@@ -21,7 +22,6 @@ from rig.messages import (
     SessionStart,
     Slot,
     WorkDone,
-    encode,
 )
 from rig.replay import verify
 from stimuli.spec import Blank, Stimulus

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from rig.animal.lsl_outlets import BLOCK_SAMPLES, LslOutlets
 from rig.animal.wire import Block
 from rig.clock import HostClock
-from rig.config import LslSpikeSource
-from rig.messages import ClockSample, Continuity, EdgeBlock, Fault, Gap, SpikeBlock
+from rig.config_sources import LslSpikeSource
+from rig.messages import (
+    ClockSample,
+    Continuity,
+    EdgeBlock,
+    Fault,
+    Gap,
+    SpikeBlock,
+)
 from rig.sources.lsl import LslSpikes
 from rig.sources.lsl_rows import Lane
 from tests.collector import Collector, Running

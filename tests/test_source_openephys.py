@@ -14,8 +14,15 @@ import zmq
 from rig.animal.openephys_server import OpenEphysServer
 from rig.animal.wire import Block
 from rig.clock import HostClock
-from rig.config import OpenEphysSource
-from rig.messages import ClockSample, Continuity, EdgeBlock, Fault, ProcessStarted, SpikeBlock
+from rig.config_sources import OpenEphysSource
+from rig.messages import (
+    ClockSample,
+    Continuity,
+    EdgeBlock,
+    Fault,
+    ProcessStarted,
+    SpikeBlock,
+)
 from rig.sources.openephys import OpenEphys, probe
 from rig.sources.openephys_sockets import Receiver
 from tests.collector import Collector, Running, free_ports

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rig.clock import FakeClock
-from rig.messages import Presented, Proposal, Role, Slot, TrialIntent
+from rig.messages import (
+    Presented,
+    Proposal,
+    Role,
+    Slot,
+    TrialIntent,
+)
 from rig.pacing import FrameGrid
 from rig.trial import TABLE, BadProposal, Event, IllegalEvent, Planner, State, TrialPlan, after, check_proposal
 from stimuli.spec import Blank, Grating, LatentImage, Stimulus

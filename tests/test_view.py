@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rig.clock import FakeClock, HostClock
+from rig.encoding import encode, encode_entry
 from rig.journal import JournalWriter, record
 from rig.messages import (
     DOCUMENT_TYPES,
@@ -25,8 +26,6 @@ from rig.messages import (
     SpikeBlock,
     StimulusPrepared,
     TraceBlock,
-    encode,
-    encode_entry,
     kind_of,
 )
 from rig.view import SessionFile, build, follow

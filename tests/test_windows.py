@@ -93,7 +93,7 @@ class Device:
 
     def clock(self, first: int, last: int) -> None:
         for sample in range(first, last, 7500):
-            self.take(ClockSample(source="probe", run=self.run, device_sample=sample, arrival_host_ns=ns(sample)))
+            self.take(ClockSample(source="probe", run=self.run, device_sample=sample, pair_host_ns=ns(sample)))
 
     def show(self, number: int, flip_sample: float, complete: bool = True) -> None:
         onset = ns(flip_sample)

@@ -15,7 +15,9 @@ import numpy as np
 from models.agents.ledger import Ledger
 from models.agents.types import F32, F64, U8, Batch, Told
 from rig.config import EvolvePhase
-from rig.messages import Slot
+from rig.messages import (
+    Slot,
+)
 from stimuli.generators import Generator
 from stimuli.search import PRESETS, XDreamGA
 from stimuli.spec import Blank, LatentImage, Stimulus

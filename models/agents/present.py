@@ -12,7 +12,9 @@ import numpy as np
 
 from models.agents.ledger import Ledger
 from models.agents.types import F64, Batch, Told
-from rig.messages import Slot
+from rig.messages import (
+    Slot,
+)
 from stimuli.spec import Blank, Stimulus
 
 BLANK = Stimulus(id="blank", spec=Blank())

@@ -12,7 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rig.messages import Role, Slot
+from rig.messages import (
+    Role,
+    Slot,
+)
 from stimuli.spec import Stimulus
 
 F32 = npt.NDArray[np.float32]

@@ -25,7 +25,8 @@ from rig.animal.openephys_server import Faults, OpenEphysServer
 from rig.animal.truth_log import TruthError, TruthLog
 from rig.animal.wire import Wire, WireError
 from rig.clock import Clock, HostClock
-from rig.config import Config, ConfigError, LslSpikeSource, OpenEphysSource
+from rig.config import Config, ConfigError
+from rig.config_sources import LslSpikeSource, OpenEphysSource
 from stimuli.geometry import Rect, image_rect, patch_rect
 
 RATE_HZ = 30_000.0

@@ -4,15 +4,41 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Protocol
 
 from rig import child
 from rig.bus import Peer
 from rig.clock import HostClock
-from rig.config import ConfigError, LslSpikeSource, load
-from rig.messages import ProcessStarted
+from rig.config import ConfigError, load
+from rig.config_sources import AnySource
+from rig.messages import (
+    ProcessStarted,
+)
 
 # The receiving thread must not wait the usual 5 ms for the interpreter: it stamps arrivals.
 SWITCH_INTERVAL_S = 0.0005
+
+
+class Loop(Protocol):
+    """What every source is: it serves until stopped and returns the exit code."""
+
+    def run(self) -> int:
+        """Serve."""
+        ...
+
+
+def _loop(source: AnySource, peer: Peer, clock: HostClock, stop: child.Stop) -> Loop:
+    """Return the loop of a source; each is imported only where it is used, with its libraries."""
+    match source.type:
+        case "openephys":
+            from rig.sources.openephys import OpenEphys
+
+            return OpenEphys(source, peer, clock, stop)
+        case "lsl_spikes":
+            from rig.sources.lsl import LslSpikes
+
+            return LslSpikes(source, peer, clock, stop)
+    raise AssertionError(f"no loop for sources of type {source.type}")
 
 
 def main() -> int:
@@ -45,14 +71,7 @@ def main() -> int:
                 notes={"type": source.type},
             )
         )
-        if isinstance(source, LslSpikeSource):
-            from rig.sources.lsl import LslSpikes  # loads liblsl only where it is used
-
-            code = LslSpikes(source, peer, clock, stop).run()
-        else:
-            from rig.sources.openephys import OpenEphys
-
-            code = OpenEphys(source, peer, clock, stop).run()
+        code = _loop(source, peer, clock, stop).run()
         peer.flush(2.0)
         return code
     finally:

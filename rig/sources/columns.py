@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rig.messages import ClockSample, Document, EdgeBlock, Fault, SpikeBlock
+from rig.messages import (
+    ClockSample,
+    Document,
+    EdgeBlock,
+    Fault,
+    SpikeBlock,
+)
 
 FAULT_EVERY_NS = 1_000_000_000
 PAIR_EVERY_NS = 250_000_000
@@ -86,7 +92,7 @@ class ClockPairs:
             return []
         _, sample, host_ns = self._best
         self._best, self._due_ns, self._told = None, None, sample
-        return [ClockSample(source=self._source, run=run, device_sample=sample, arrival_host_ns=host_ns)]
+        return [ClockSample(source=self._source, run=run, device_sample=sample, pair_host_ns=host_ns)]
 
 
 @dataclass

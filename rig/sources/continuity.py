@@ -13,7 +13,11 @@ again (a new acquisition) and also when sample numbers jump back within an acqui
 
 from typing import Literal
 
-from rig.messages import Continuity, Document, Gap
+from rig.messages import (
+    Continuity,
+    Document,
+    Gap,
+)
 from rig.sources.columns import ClockPairs, Columns, Faults
 from rig.sources.openephys_parse import Data, Message, Spike, Ttl
 

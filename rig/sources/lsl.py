@@ -15,8 +15,12 @@ from pylsl.util import TimeoutError as LslTimeoutError
 from rig import child
 from rig.bus import Peer
 from rig.clock import Clock
-from rig.config import LslSpikeSource
-from rig.messages import Continuity, Document, Gap
+from rig.config_sources import LslSpikeSource
+from rig.messages import (
+    Continuity,
+    Document,
+    Gap,
+)
 from rig.sources.columns import ClockPairs, Columns, Faults
 from rig.sources.continuity import State
 from rig.sources.lsl_rows import Lane, Taken

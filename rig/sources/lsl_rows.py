@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rig.messages import Gap
+from rig.messages import (
+    Gap,
+)
 
 COUNT_MARK = -2
 WATERMARK = -1

@@ -10,7 +10,7 @@ from typing import Protocol
 from rig import child
 from rig.bus import Peer
 from rig.clock import Clock
-from rig.config import OpenEphysSource
+from rig.config_sources import OpenEphysSource
 from rig.sources.continuity import OFFLINE_NS, Ledger
 from rig.sources.openephys_diagnosis import diagnose
 from rig.sources.openephys_parse import Message, Refusal, parse

@@ -1,4 +1,4 @@
-"""`stimloop bench`: figures of this machine, from real sessions with the simulated animal."""
+"""`stimloop bench display` and `onset`: figures of this machine, from real sessions with the simulated animal."""
 
 import math
 from pathlib import Path
@@ -12,10 +12,12 @@ from rig.clock import Clock
 from rig.compare import onset_figures
 from rig.config import Config, parse
 from rig.demo import simulated_session
-from rig.messages import Presented
+from rig.messages import (
+    Presented,
+)
 from rig.progress import expected_s, planned
 
-_HERE = Path(__file__).parent.parent / "configs"
+_HERE = Path(__file__).parent.parent.parent / "configs"
 
 
 def _config(name: str, minutes: float, burn: bool) -> tuple[Config, str]:

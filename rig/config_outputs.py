@@ -1,0 +1,111 @@
+"""What a session demands of the animal, what it puts out, and who displays: gates, outputs, reward, guest.
+
+Part of `rig.config`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rig.config_part import Part
+
+
+class Fixation(Part):
+    """The window in which the gaze must stay; judged from onset to the end of the response window."""
+
+    source: str = Field(description="Name of the behaviour source.")
+    x: str = Field(default="gaze_x_deg", description="Its channel with the horizontal gaze, degrees.")
+    y: str = Field(default="gaze_y_deg", description="Its channel with the vertical gaze, degrees.")
+    center_deg: tuple[float, float] = Field(default=(0.0, 0.0), description="Fixation point (right, up), degrees.")
+    radius_deg: float = Field(default=2.0, gt=0, le=60, description="Radius of the window, degrees.")
+    acquire_s: float = Field(default=0.2, ge=0, le=5, description="Gaze inside for so long before a trial, s.")
+    max_gap_s: float = Field(default=0.1, gt=0, le=1, description="Longest stretch without gaze, s.")
+
+
+class Criterion(Part):
+    """A range in which the mean of a behaviour channel must lie for a response to be usable."""
+
+    source: str = Field(description="Name of the behaviour source.")
+    channel: str
+    least: float | None = Field(default=None, description="Smallest usable mean, null for none.")
+    most: float | None = Field(default=None, description="Largest usable mean, null for none.")
+
+
+class Gates(Part):
+    """What the animal must do for a response to be usable."""
+
+    fixation: Fixation | None = None
+    criteria: tuple[Criterion, ...] = ()
+
+
+class PrintOutput(Part):
+    """Says in the log what a device would do: for trying out."""
+
+    type: Literal["print"] = "print"
+    name: str = Field(default="print", pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    onset: bool = Field(default=False, description="Also a pulse at each image onset.")
+
+
+class SerialOutput(Part):
+    """A serial line: a device that times pulses itself (docs/outputs.md), or the port's own RTS line."""
+
+    type: Literal["serial"] = "serial"
+    name: str = Field(default="serial", pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    port: str = Field(description="Serial port, for example /dev/ttyACM0 or COM3.")
+    baud: int = Field(default=115200, ge=1200, le=4_000_000, description="Bits per s.")
+    mode: Literal["device", "rts"] = Field(default="device", description="device times pulses, or a watchdog (rts).")
+    onset: bool = Field(default=False, description="Also a pulse at each image onset.")
+
+
+class ParallelOutput(Part):
+    """A data line of a parallel port; a watchdog times and ends its pulses."""
+
+    type: Literal["parallel"] = "parallel"
+    name: str = Field(default="parallel", pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    port: str = Field(description="Parallel port, for example /dev/parport0.")
+    line: int = Field(default=0, ge=0, le=7, description="Data line, 0-7.")
+    onset: bool = Field(default=False, description="Also a pulse at each image onset.")
+
+
+class LslMarkerOutput(Part):
+    """Markers as an LSL stream: image onsets with the time of their flip, trials, rewards."""
+
+    type: Literal["lsl_markers"] = "lsl_markers"
+    name: str = Field(default="markers", pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    stream: str = Field(default="stimloop", description="Name of the LSL stream that is made.")
+
+
+class OpenEphysMessages(Part):
+    """Trial numbers as messages into the Open Ephys GUI's own recording: labels, never timing."""
+
+    type: Literal["openephys_messages"] = "openephys_messages"
+    name: str = Field(default="gui", pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    host: str = "127.0.0.1"
+    http_port: int = Field(default=37497, ge=1, le=65535, description="Port of the GUI's HTTP server.")
+
+
+AnyOutput = Annotated[
+    PrintOutput | SerialOutput | ParallelOutput | LslMarkerOutput | OpenEphysMessages, Field(discriminator="type")
+]
+
+
+class Reward(Part):
+    """Reward pulses and their limits; nothing exceeds a limit, whatever asks for it."""
+
+    output: str = Field(description="Name of the output with the valve.")
+    after: Literal["trial", "fixation"] = Field(
+        default="trial", description="After every trial, or only after one without a broken fixation."
+    )
+    pulse_s: float = Field(default=0.1, gt=0, le=5, description="Length of a pulse, s.")
+    ul_per_s: float = Field(gt=0, le=10_000, description="Calibration: volume per second of open valve, uL/s.")
+    max_pulse_s: float = Field(default=0.5, gt=0, le=5, description="No pulse is longer, s.")
+    max_per_minute_s: float = Field(default=5.0, gt=0, le=60, description="Open time in any minute, s.")
+    max_session_ml: float = Field(gt=0, le=1000, description="Volume in a session, mL.")
+
+
+class Guest(Part):
+    """Another program displays the images (docs/wires/guest.md); then stimloop opens no window."""
+
+    bind: str = Field(default="127.0.0.1", description="Address to listen on; another computer needs this computer's.")
+    port: int = Field(default=5590, ge=1, le=65535, description="Port on which the guest finds stimloop.")
+    timeout_s: float = Field(default=30.0, gt=1, le=3600, description="Silence of the guest that is a fault, s.")
