@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rig.animal.commands import fake_app
 from rig.bench.commands import bench_app
 from rig.clock import HostClock
 from rig.config import Config, ConfigError, Subject, load
@@ -26,6 +27,7 @@ app = typer.Typer(
     help="Closed-loop visual neuroscience: show images, record neurons, evolve the next images, log everything.",
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(fake_app, name="fake")
 console = Console()
 errors = Console(stderr=True)
 ConfigFile = Annotated[Path, typer.Argument(help="Config file of the session, YAML.")]
@@ -225,12 +227,43 @@ def check(config: ConfigFile) -> None:
     failed = 0
     for result in checks(settings, HostClock()):
         mark = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]"}[result.status]
-        console.print(f"{mark}  {result.name}: {result.message}", highlight=False)
+        console.print(f"{mark}  {result.name}: {result.message}", highlight=False, soft_wrap=True)
         if result.status != "ok":
-            console.print(f"      cure: {result.remedy}", highlight=False)
+            console.print(f"      cure: {result.remedy}", highlight=False, soft_wrap=True)
         failed += result.status == "fail"
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def clocks(
+    folder: SessionFolder,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    barcodes: Annotated[int | None, typer.Option("--barcodes", help="0-based TTL line that carries barcodes.")] = None,
+) -> None:
+    """Fit every device's clock again, from both sides, and compare with the map that the session used."""
+    import json
+
+    from rig.barcodes import BarcodeFormat
+    from rig.clockfit import KINDS_NEEDED, compare_barcodes, figures, photodiode_lags, runs_of
+    from rig.journal import read_all
+
+    entries = read_all(_existing(folder) / "session.journal", KINDS_NEEDED)
+    runs = runs_of(entries)
+    found = {
+        "rows": [figures(run) for run in runs],
+        "photodiode": photodiode_lags(runs, entries),
+        "barcodes": [] if barcodes is None else compare_barcodes(runs, barcodes, BarcodeFormat()),
+    }
+    for row in (*found["rows"], *found["photodiode"], *found["barcodes"]):
+        line = "  ".join(f"{k}={v}" for k, v in row.items() if k != "warnings")
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        for warning in row.get("warnings", ()):
+            errors.print(f"[yellow]warning[/] {row['source']}: {warning}", highlight=False, soft_wrap=True)
+    if not runs:
+        raise _die(f"{folder}: the journal holds no clock pairs; no device was connected")
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()

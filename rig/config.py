@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from rig.config_outputs import AnyOutput, Gates, Guest, ParallelOutput, PrintOutput, Reward, SerialOutput
+from rig.config_outputs import AnyOutput, Gates, Guest, ParallelOutput, PrintOutput, Reward, SerialOutput, onset_line
 from rig.config_part import Part
 from rig.config_sources import (
     AnySource,
@@ -84,6 +84,9 @@ class Limits(Part):
     )
     max_rms_contrast: float = Field(default=0.75, gt=0, le=2, description="Largest sd / 127.5 of a frame.")
     max_flicker_hz: float = Field(default=20.0, gt=0, le=60, description="Largest rate of image onsets, Hz.")
+    max_flash_hz: float = Field(
+        default=3.0, ge=0, le=60, description="Most flashes in any second (large changes of mean luminance), Hz."
+    )
 
 
 class Presentation(Part):
@@ -270,23 +273,38 @@ class Config(Part):
             yield f"sources.0: {self.sources[0].type} cannot be scored; put the neurons' source first"
         behaviour = {s.name: s for s in self.sources if isinstance(s, LslBehaviourSource)}
         fixation, criteria = self.gates.fixation, self.gates.criteria
-        wanted = [("gates.fixation", fixation.source)] if fixation is not None else []
-        wanted += [(f"gates.criteria.{k}", c.source) for k, c in enumerate(criteria)]
-        for place, name in wanted:
+        wanted = [("gates.fixation", fixation.source, {fixation.x, fixation.y})] if fixation is not None else []
+        wanted += [(f"gates.criteria.{k}", c.source, {c.channel}) for k, c in enumerate(criteria)]
+        for place, name, channels in wanted:
             if name not in behaviour:
                 known = ", ".join(behaviour) or "none"
                 yield f"{place}.source: {name!r} is no behaviour source (there are: {known}); add it to sources"
+            elif behaviour[name].channels and (missing := channels - set(behaviour[name].channels)):
+                known = ", ".join(behaviour[name].channels)
+                yield f"{place}: {name} has no channel {min(missing)!r} (it has: {known}); correct one of them"
         yield from self._output_mistakes()
 
     def _output_mistakes(self) -> Iterator[str]:
         outputs = [o.name for o in self.outputs]
         for name in sorted({n for n in outputs if outputs.count(n) > 1}):
             yield f"outputs: the name {name!r} is used twice; give each output its own"
+        for k, output in enumerate(self.outputs):
+            if isinstance(output, SerialOutput) and output.onset and output.mode == "device":
+                yield f"outputs.{k}.onset: a device that times its own pulses gives no onsets; use mode: rts"
+            if self.guest is not None and onset_line(output):
+                yield f"outputs.{k}.onset: a guest displays, and only its program knows its flips; remove it"
+        ports = [o.port for o in self.outputs if isinstance(o, SerialOutput | ParallelOutput)]
+        for port in sorted({p for p in ports if ports.count(p) > 1}):
+            yield f"outputs: the port {port!r} is used twice, and a watchdog needs its own; use another port"
         if self.reward is None:
             return
+        if self.guest is not None:
+            yield "reward: a guest displays and gives its own rewards; remove reward, or guest"
         chosen = next((o for o in self.outputs if o.name == self.reward.output), None)
         if not isinstance(chosen, PrintOutput | SerialOutput | ParallelOutput):
             yield f"reward.output: {self.reward.output!r} is no output with a line; add a serial or parallel one"
+        elif onset_line(chosen):
+            yield f"reward.output: {chosen.name!r} is raised with each image (onset: true); give reward another output"
         if self.reward.pulse_s > self.reward.max_pulse_s:
             yield f"reward.pulse_s: {self.reward.pulse_s:g} s is over max_pulse_s {self.reward.max_pulse_s:g} s"
         if self.reward.after == "fixation" and self.gates.fixation is None:
@@ -396,7 +414,7 @@ def _keys(part: type[Part]) -> set[str]:
 def _explain(e: ErrorDetails) -> str:
     """Say what is wrong in one line: the field as it stands in the file, the reason, the cure."""
     # Loc also holds the tag of a source or an agent, which is no key of the file.
-    loc = [p for k, p in enumerate(e["loc"]) if not (k == 2 and e["loc"][0] in ("sources", "phases"))]
+    loc = [p for k, p in enumerate(e["loc"]) if not (k == 2 and e["loc"][0] in ("sources", "phases", "outputs"))]
     where = ".".join(str(p) for p in loc)
     message, context = e["msg"].removeprefix("Value error, "), e.get("ctx", {})
     match e["type"]:

@@ -3,9 +3,9 @@
 Part of `rig.config`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeGuard
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rig.config_part import Part
 
@@ -30,6 +30,14 @@ class Criterion(Part):
     least: float | None = Field(default=None, description="Smallest usable mean, null for none.")
     most: float | None = Field(default=None, description="Largest usable mean, null for none.")
 
+    @model_validator(mode="after")
+    def _a_range(self) -> Self:
+        if self.least is None and self.most is None:
+            raise ValueError(f"{self.channel} has neither least nor most, so nothing is asked for; give one of them")
+        if self.least is not None and self.most is not None and self.least > self.most:
+            raise ValueError(f"{self.channel}: least {self.least:g} is over most {self.most:g}; swap the two")
+        return self
+
 
 class Gates(Part):
     """What the animal must do for a response to be usable."""
@@ -39,11 +47,11 @@ class Gates(Part):
 
 
 class PrintOutput(Part):
-    """Says in the log what a device would do: for trying out."""
+    """Says in its log what a device would do: for trying out."""
 
     type: Literal["print"] = "print"
     name: str = Field(default="print", pattern=r"^[a-z][a-z0-9_]{0,30}$")
-    onset: bool = Field(default=False, description="Also a pulse at each image onset.")
+    onset: bool = Field(default=False, description="Say each image onset as well.")
 
 
 class SerialOutput(Part):
@@ -54,7 +62,7 @@ class SerialOutput(Part):
     port: str = Field(description="Serial port, for example /dev/ttyACM0 or COM3.")
     baud: int = Field(default=115200, ge=1200, le=4_000_000, description="Bits per s.")
     mode: Literal["device", "rts"] = Field(default="device", description="device times pulses, or a watchdog (rts).")
-    onset: bool = Field(default=False, description="Also a pulse at each image onset.")
+    onset: bool = Field(default=False, description="The RTS line is high while an image is on; then no reward line.")
 
 
 class ParallelOutput(Part):
@@ -62,9 +70,9 @@ class ParallelOutput(Part):
 
     type: Literal["parallel"] = "parallel"
     name: str = Field(default="parallel", pattern=r"^[a-z][a-z0-9_]{0,30}$")
-    port: str = Field(description="Parallel port, for example /dev/parport0.")
+    port: str = Field(description="Parallel port, for example /dev/parport0; an ordinary file is a simulated one.")
     line: int = Field(default=0, ge=0, le=7, description="Data line, 0-7.")
-    onset: bool = Field(default=False, description="Also a pulse at each image onset.")
+    onset: bool = Field(default=False, description="The line is high while an image is on; then no reward line.")
 
 
 class LslMarkerOutput(Part):
@@ -87,6 +95,11 @@ class OpenEphysMessages(Part):
 AnyOutput = Annotated[
     PrintOutput | SerialOutput | ParallelOutput | LslMarkerOutput | OpenEphysMessages, Field(discriminator="type")
 ]
+
+
+def onset_line(output: AnyOutput) -> TypeGuard[SerialOutput | ParallelOutput]:
+    """Return whether the output is a line that the rig raises with each image."""
+    return isinstance(output, SerialOutput | ParallelOutput) and output.onset
 
 
 class Reward(Part):

@@ -4,7 +4,7 @@ A neural source may be the first one of `sources`, the one that is scored; it th
 its TTL lines. Behaviour and markers are logged beside it.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ PhotodiodeLine = Annotated[
 MaxAge = Annotated[
     float, Field(gt=0.05, le=60, description="Data older than this on arrival are a fault and not scored, s.")
 ]
+StreamName = Annotated[str, Field(min_length=1)]
 ByteBudget = Annotated[
     float, Field(gt=1, description="Largest memory for unread messages, MB; over it is a fault.")
 ]
@@ -31,7 +32,19 @@ class Multiunit(Part):
     band_hz: tuple[float, float] | None = Field(
         default=(300.0, 6000.0), description="Band-pass before the threshold, Hz; null if the stream is filtered."
     )
-    dead_time_s: float = Field(default=0.001, gt=0, le=0.02, description="Shortest time between two crossings, s.")
+    dead_time_s: float = Field(
+        default=0.0015, gt=0, le=0.02, description="Shortest time between two crossings, s; filters ring for about 1 ms."
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Multiunit":
+        if self.band_hz is not None and not 0 < self.band_hz[0] < self.band_hz[1]:
+            raise ValueError(f"band_hz goes from {self.band_hz[0]:g} to {self.band_hz[1]:g} Hz; give the lower end first")
+        if abs(self.threshold_sd) < 2:
+            raise ValueError(f"threshold_sd {self.threshold_sd:g} lies in the noise; use -4 or so")
+        if any(c < 0 for c in self.channels) or len(set(self.channels)) != len(self.channels):
+            raise ValueError("channels are 0-based numbers, each once; correct the list")
+        return self
 
 
 class OpenEphysSource(Part):
@@ -79,7 +92,9 @@ class Calcium(Part):
 
     neuropil: float = Field(default=0.7, ge=0, le=1.5, description="Fraction of the neuropil that is subtracted.")
     baseline_percentile: float = Field(default=20.0, ge=0, le=50, description="Percentile that tracks F0.")
-    baseline_window_s: float = Field(default=60.0, ge=5, le=600, description="Time over which F0 is tracked, s.")
+    baseline_window_s: float = Field(
+        default=60.0, ge=5, le=600, description="Time over which F0 is tracked, s; there is none in its first twelfth."
+    )
     tau_s: float = Field(default=0.7, gt=0.05, le=5, description="Decay of the indicator, s (AR(1)).")
     lag_s: float = Field(
         default=0.5, ge=0, le=3, description="Fixed lag of the deconvolution, s; responses wait for it."
@@ -99,15 +114,30 @@ class TracesWireSource(Part):
     byte_budget_mb: ByteBudget = 512.0
 
 
+def _each_its_own(**streams: str | None) -> None:
+    """Raise ValueError where two fields name the same LSL stream."""
+    named: dict[str, str] = {}
+    for place, name in streams.items():
+        if name is not None and name in named:
+            raise ValueError(f"{named[name]} and {place} are both {name!r}; give each LSL stream its own name")
+        if name is not None:
+            named[name] = place
+
+
 class LslSpikeSource(Part):
     """An LSL stream of spike events: channels (unit index, device sample); a marker stream may carry the photodiode."""
 
     type: Literal["lsl_spikes"] = "lsl_spikes"
     name: SourceName = "lsl"
-    stream: str = Field(description="Name of the LSL stream with the spikes.")
-    edges: str | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
+    stream: StreamName = Field(description="Name of the LSL stream with the spikes.")
+    edges: StreamName | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
     photodiode_line: PhotodiodeLine = 0
     max_age_s: MaxAge = 2.0
+
+    @model_validator(mode="after")
+    def _streams(self) -> Self:
+        _each_its_own(stream=self.stream, edges=self.edges)
+        return self
 
 
 class LslCountSource(Part):
@@ -115,10 +145,15 @@ class LslCountSource(Part):
 
     type: Literal["lsl_counts"] = "lsl_counts"
     name: SourceName = "lsl"
-    stream: str = Field(description="Name of the LSL stream with the counts.")
-    edges: str | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
+    stream: StreamName = Field(description="Name of the LSL stream with the counts.")
+    edges: StreamName | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
     photodiode_line: PhotodiodeLine = 0
     max_age_s: MaxAge = 2.0
+
+    @model_validator(mode="after")
+    def _streams(self) -> Self:
+        _each_its_own(stream=self.stream, edges=self.edges)
+        return self
 
 
 class LslCalciumSource(Part):
@@ -126,12 +161,22 @@ class LslCalciumSource(Part):
 
     type: Literal["lsl_calcium"] = "lsl_calcium"
     name: SourceName = "scope"
-    stream: str = Field(description="Name of the LSL stream with the fluorescence.")
-    neuropil: str | None = Field(default=None, description="Name of the LSL stream with the neuropil, null if none.")
-    edges: str | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
+    stream: StreamName = Field(description="Name of the LSL stream with the fluorescence.")
+    neuropil: StreamName | None = Field(default=None, description="Name of the LSL stream with neuropil, null if none.")
+    edges: StreamName | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
     photodiode_line: PhotodiodeLine = 0
     calcium: Calcium = Calcium(neuropil=0.0)
     max_age_s: MaxAge = 2.0
+
+    @model_validator(mode="after")
+    def _streams(self) -> Self:
+        _each_its_own(stream=self.stream, neuropil=self.neuropil, edges=self.edges)
+        if self.neuropil is None and self.calcium.neuropil > 0:
+            raise ValueError(
+                f"calcium.neuropil is {self.calcium.neuropil:g}, and no stream of neuropil is named; name it in "
+                "neuropil, or set calcium.neuropil to 0"
+            )
+        return self
 
 
 class LslBehaviourSource(Part):
@@ -139,7 +184,7 @@ class LslBehaviourSource(Part):
 
     type: Literal["lsl_behaviour"] = "lsl_behaviour"
     name: SourceName = "behaviour"
-    stream: str = Field(description="Name of the LSL stream.")
+    stream: StreamName = Field(description="Name of the LSL stream.")
     channels: dict[str, str] = Field(
         default={},
         description="Own name (with its unit): label of the channel in the stream; empty takes all by their labels.",
@@ -152,7 +197,7 @@ class LslMarkerSource(Part):
 
     type: Literal["lsl_markers"] = "lsl_markers"
     name: SourceName = "markers"
-    stream: str = Field(description="Name of the LSL stream.")
+    stream: StreamName = Field(description="Name of the LSL stream.")
 
 
 NeuralSource = (
@@ -172,7 +217,7 @@ class WireFaults(Part):
     """Faults that the simulated device is to show, for rehearsals and benches."""
 
     quirks: bool = Field(default=False, description="Everything a healthy device does to a careless reader.")
-    switches: tuple[str, ...] = Field(default=(), description="Names of fault switches; docs/fake_openephys.md.")
+    switches: tuple[str, ...] = Field(default=(), description="Fault switches; docs/fake_openephys.md, docs/wires.")
 
 
 class CalciumSimulation(Part):

@@ -17,7 +17,7 @@ from rig.messages import (
     Proposal,
 )
 from stimuli.bank import Bank
-from stimuli.limits import LimitExceeded, check_frame
+from stimuli.limits import LimitExceeded, check_frame, mean_luminance
 from stimuli.render import gamma_table, render
 from stimuli.spec import AnySpec, Blank, LatentImage, Stimulus
 
@@ -35,6 +35,8 @@ class Made:
     sha256: str
     in_proposal: bool
     """Whether the proposal's own frame has these very bytes."""
+    luminance: float
+    """Mean relative luminance that it asks of the screen, 0-1."""
     refused: str = ""
     """Why the background is here instead of the stimulus; "" if it is the stimulus."""
 
@@ -73,6 +75,10 @@ class FrameMaker:
         """Level that is drawn as background, after the gamma table."""
         return int(self._table[self._background])
 
+    def refuse(self, reason: str) -> Made:
+        """Return the background in place of a frame that must not be shown."""
+        return replace(self.grey, refused=reason)
+
     def make(self, proposal: Proposal, stimulus: Stimulus) -> Made:
         """Return the frame of `stimulus`; parametric and bank images are kept, latent ones are not."""
         spec = stimulus.spec
@@ -84,7 +90,7 @@ class FrameMaker:
         try:
             intended = render(spec, self._angles, self._background, self._banks)
         except (ValueError, KeyError, OSError) as error:
-            return replace(self.grey, refused=f"it cannot be drawn: {error}")
+            return self.refuse(f"it cannot be drawn: {error}")
         made = self._checked(intended, latent=False)
         self._keep(spec, made)
         return made
@@ -93,13 +99,14 @@ class FrameMaker:
         try:
             check_frame(intended, self._limits.mean_level, self._limits.max_rms_contrast)
         except LimitExceeded as error:
-            return replace(self.grey, refused=str(error))
+            return self.refuse(str(error))
         made = self._finish(intended)
         return replace(made, in_proposal=latent and np.array_equal(made.frame, intended))
 
     def _finish(self, intended: U8) -> Made:
         frame = np.ascontiguousarray(self._table[intended])
-        return Made(frame, hashlib.sha256(frame.tobytes()).hexdigest(), in_proposal=False)
+        sha256 = hashlib.sha256(frame.tobytes()).hexdigest()
+        return Made(frame, sha256, in_proposal=False, luminance=mean_luminance(intended))
 
     def _keep(self, spec: AnySpec, made: Made) -> None:
         self._cache[spec] = made

@@ -1,19 +1,15 @@
 """The rig's loop: shows what is proposed, trial by trial, and says what was on the screen.
 
 One thread, owned by `rig.session`. Between trials it takes proposals, makes frames, fills textures and keeps flipping
-the background; from the first to the last flip of a trial it only draws, waits, flips and sends one Presented after
-each image. It never waits for the model: without a proposal in time it shows the declared fallback and says so. It
-draws nothing by itself (`rig.display`), decides nothing about order (`rig.trial`), and makes no frame (`rig.frames`).
+the background; a trial is `rig.trial_show`, and what is asked of gaze and outputs around it, `rig.trial_outputs`.
+It never waits for the model: without a proposal in time it shows the declared fallback and says so. It draws nothing by
+itself (`rig.display`), decides nothing about order (`rig.trial`), and makes no frame (`rig.frames`).
 """
 
 import gc
 from collections import OrderedDict
-from dataclasses import dataclass
-from math import ceil
-from typing import NamedTuple, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from math import ceil, radians
+from typing import Protocol
 
 from rig.clock import Clock
 from rig.config import Config
@@ -32,31 +28,17 @@ from rig.messages import (
     TrialIntent,
 )
 from rig.pacing import FrameGrid
-from rig.trial import BadProposal, Event, Planner, Showing, State, TrialPlan, after, check_proposal
-from stimuli.geometry import Rect
+from rig.places import Places
+from rig.trial import BadProposal, Event, Planner, Showing, State, TrialPlan, check_proposal
+from rig.trial_outputs import TrialOutputs
+from rig.trial_show import Course, Ending, OnsetLine, Ready, Screen, TrialShow
+from stimuli.limits import FlashLimit
 
 # Its own TrialIntent and Presented tell a restarted rig what is done; its own ProcessStarted, that it has read it all.
+# With a fixation gate `rig.trial_outputs.GAZE_WANTS` comes on top.
 WANTS = frozenset({"proposal", "phase_ended", "trial_intent", "presented", "process_started"})
 IDLE_MARGIN_NS = 2_500_000  # a wait on the bus ends this long before a frame is due: background need not be exact
 PATIENCE_NS = 5_000_000_000  # where nothing is declared to fall back to, background for this long is a fault
-
-
-class Screen(Protocol):
-    """What the session needs of a window; `rig.display.Window` is one."""
-
-    textures: int
-
-    def upload(self, texture: int, frame: npt.NDArray[np.uint8]) -> None:
-        """Fill texture number `texture`."""
-        ...
-
-    def draw(self, texture: int | None, patch: bool) -> None:
-        """Draw the next frame."""
-        ...
-
-    def flip(self) -> int:
-        """Show it; return the host stamp."""
-        ...
 
 
 class Line(Protocol):
@@ -75,45 +57,6 @@ class Line(Protocol):
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything sent is journalled."""
         ...
-
-
-class Flip(NamedTuple):
-    """One flip: when it was due, when it came, how well."""
-
-    due_ns: int
-    stamp_ns: int
-    late: bool
-    dropped: int
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A presentation whose frame is in a texture."""
-
-    showing: Showing
-    texture: int
-    made: Made
-
-
-class Ending(Protocol):
-    """What the session needs of `rig.child.Stop`."""
-
-    go: bool
-
-    orphaned: bool
-
-    def __bool__(self) -> bool:
-        """Whether the session must end."""
-        ...
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where things are drawn, and the visual angles of the image's pixels."""
-
-    rect: Rect
-    patch: Rect | None
-    angles: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 class TexturePool:
@@ -150,16 +93,22 @@ class Session:
         Makes frames.
     clock, stop
         Time, and whether the supervisor wants the end.
+    onset
+        TTL lines that follow the images.
     """
 
     def __init__(
-        self, config: Config, where: Places, screen: Screen, line: Line, frames: FrameMaker, clock: Clock, stop: Ending
+        self,
+        config: Config,
+        where: Places,
+        screen: Screen,
+        line: Line,
+        frames: FrameMaker,
+        clock: Clock,
+        stop: Ending,
+        onset: OnsetLine,
     ) -> None:
-        refresh = config.display.refresh_hz
-        rhythm = config.presentation
-        self._on = round(rhythm.on_s * refresh)
-        self._off = round(rhythm.off_s * refresh)
-        self._inter_trial = max(ceil(rhythm.inter_trial_s * refresh - 1e-6), self._off)
+        refresh, rhythm = config.display.refresh_hz, config.presentation
         self._vsync = config.display.vsync
         self._where = where
         self._screen = screen
@@ -170,12 +119,18 @@ class Session:
         self._planner = Planner(rhythm.images_per_trial)
         self._pool = TexturePool(screen)
         self._grid = FrameGrid(refresh, clock.now_ns() + 10**9 // round(refresh), self._vsync)
-        self._state = State.WAITING
+        self._course = Course(stop)
+        self._trials = TrialShow(config, where, screen, line, clock, self._grid, self._course, onset)
+        self._inter_trial = max(ceil(rhythm.inter_trial_s * refresh - 1e-6), self._trials.off_frames)
+        self._outputs = TrialOutputs(config, line, clock)
+        self._onset = onset
+        area_sr = radians(config.stimulus.size_deg) ** 2
+        self._flashes = FlashLimit(frames.grey.luminance, config.limits.max_flash_hz, area_sr)
         self._caught_up = False
+        self._announced = False  # the trial that is ready has its TrialIntent
         self._onset_frame = 0  # frame from which the next trial may start
         self._late_since_ns: int | None = None
         self._late_said = False
-        self._reason: str | None = None  # why nothing more is shown
         self._plan: TrialPlan | None = None
         self._ready: list[Ready] = []
         self._prepared: set[tuple[int, str]] = set()
@@ -185,25 +140,22 @@ class Session:
     @property
     def state(self) -> State:
         """Where the rig is."""
-        return self._state
+        return self._course.state
 
     def run(self) -> None:
         """Show what is proposed until the supervisor or the last phase's end stops it. Raises WindowLost."""
         try:
-            while self._state is not State.STOPPED:
-                if self._reason is not None and self._state is not State.STOPPING:
-                    self._enter(Event.STOP)
+            while self.state is not State.STOPPED:
+                if self._course.reason is not None and self.state is not State.STOPPING:
+                    self._course.enter(Event.STOP)
                 self._step()
         except WindowLost as error:
-            self._enter(Event.LOST)
+            self._course.enter(Event.LOST)
             self._cut("window lost", str(error))
             self._line.send(StopRequested(reason=f"window lost: {error}"))
             raise
-        self._cut("trial cut short", self._reason or "")
-        self._line.send(StopRequested(reason=self._reason or ""))
-
-    def _enter(self, event: Event) -> None:
-        self._state = after(self._state, event)
+        self._cut("trial cut short", self._course.reason or "")
+        self._line.send(StopRequested(reason=self._course.reason or ""))
 
     def _cut(self, what: str, detail: str) -> None:
         if self._to_do or what == "window lost":
@@ -216,40 +168,39 @@ class Session:
 
     def _step(self) -> None:
         """Do one piece of work and one frame of background; or, when it is time, show the trial."""
-        if self._state is State.WAITING:
+        if self.state is State.WAITING:
             self._choose()
-        elif self._state is State.PREPARING:
+        elif self.state is State.PREPARING:
             self._prepare_one()
-        elif self._state is State.READY and self._grid.frame >= self._onset_frame:
-            self._show()
-            return
+        elif self.state is State.READY and self._grid.frame >= self._onset_frame:
+            if self._announced:
+                self._show()
+                return
+            self._announce_if_fixated()
         self._background_frame()
-        if self._state is State.STOPPING:
-            self._enter(Event.CLEARED)
+        if self.state is State.STOPPING:
+            self._course.enter(Event.CLEARED)
 
     def _background_frame(self) -> None:
         self._screen.draw(None, False)
-        if self._state is not State.STOPPING:
+        if self.state is not State.STOPPING:
             while True:
                 rest_ns = 0 if self._vsync else self._grid.due_ns() - self._clock.now_ns() - IDLE_MARGIN_NS
                 for entry in self._line.poll(max(rest_ns, 0) * 1e-9):
                     self._take(entry)
                 if rest_ns < 1_000_000:  # the bus waits in whole ms
                     break
+            self._outputs.step()
         self._grid.flipped(self._screen.flip())
-        self._look_for_stop()
-
-    def _look_for_stop(self) -> None:
-        if self._reason is None and self._stop:
-            self._reason = "the supervisor is gone" if self._stop.orphaned else "stopped by the supervisor"
+        self._course.look_for_stop()
 
     def _take(self, entry: Entry) -> None:
         document = entry.document
         if isinstance(document, Proposal):
             self._take_proposal(document)
         elif isinstance(document, PhaseEnded):
-            if document.last and self._reason is None:
-                self._reason = f"phase {document.phase} ended: {document.reason}"
+            if document.last and self._course.reason is None:
+                self._course.reason = f"phase {document.phase} ended: {document.reason}"
         elif entry.envelope.process == self._line.process:
             if isinstance(document, ProcessStarted):
                 self._catch_up()
@@ -257,6 +208,8 @@ class Session:
             self._planner.intended(document)
         elif isinstance(document, Presented):
             self._planner.presented(document)
+        else:
+            self._outputs.take(document)
 
     def _take_proposal(self, proposal: Proposal) -> None:
         try:
@@ -290,7 +243,7 @@ class Session:
         if plan is None:
             return
         self._plan, self._ready = plan, []
-        self._enter(Event.PLANNED)
+        self._course.enter(Event.PLANNED)
 
     def _fall_back(self) -> TrialPlan | None:
         latest = self._planner.latest
@@ -319,24 +272,66 @@ class Session:
         if plan is None:
             raise RuntimeError("no trial is planned; the transition table does not allow this")
         showing = plan.images[len(self._ready)]
-        made = self._frames.make(showing.proposal, showing.stimulus)
+        made = self._within_flashes(self._frames.make(showing.proposal, showing.stimulus))
         self._ready.append(Ready(showing, self._pool.place(made), made))
         self._say_prepared(showing, made)
         if len(self._ready) < len(plan.images):
             return
         gc.collect()  # nothing is collected in a trial: collect now
         self._onset_frame = max(self._onset_frame, self._grid.frame + 2)
+        self._course.enter(Event.PREPARED)
+        self._announced = False
+        if not self._outputs.gated:
+            self._announce(plan)
+
+    def _within_flashes(self, made: Made) -> Made:
+        """Return the frame, or the background where it would make too many flashes at its place in the trial."""
+        on, period = self._trials.on_frames, self._trials.on_frames + self._trials.off_frames
+        # The earliest frame at which the trial may begin: a later one only has fewer flashes in its first second.
+        first = max(self._onset_frame - self._grid.frame, 2)
+        planned: list[tuple[int, float]] = []
+        for k, level in enumerate([*(image.made.luminance for image in self._ready), made.luminance]):
+            planned.append((self._grid.due_ns(first + k * period), level))
+            if self._trials.off_frames:
+                planned.append((self._grid.due_ns(first + k * period + on), self._flashes.background))
+        refusal = self._flashes.refusal(planned)
+        return self._frames.refuse(refusal) if refusal else made
+
+    def _announce_if_fixated(self) -> None:
+        """Begin the trial with the next frame if the animal fixates."""
+        if self._plan is not None and self._outputs.acquired():
+            self._onset_frame = self._grid.frame + 1
+            self._announce(self._plan)
+
+    def _announce(self, plan: TrialPlan) -> None:
+        self._announced = True
         self._to_do.update(plan.presentations)
+        start_ns = self._grid.due_ns(self._onset_frame - self._grid.frame)
         self._line.send(
             TrialIntent(
                 trial=plan.trial,
                 presentations=plan.presentations,
                 proposals=tuple(s.proposal.proposal for s in plan.images),
                 slots=tuple(s.slot for s in plan.images),
-                start_host_ns=self._grid.due_ns(self._onset_frame - self._grid.frame),
+                start_host_ns=start_ns,
             )
         )
-        self._enter(Event.PREPARED)
+        self._outputs.trial_begins(plan, start_ns)
+
+    def _show(self) -> None:
+        """Show the prepared trial, then do what waited for its end."""
+        if self._plan is None:
+            raise RuntimeError("no trial is planned; the transition table does not allow this")
+        try:
+            self._trials.show(self._plan, self._ready)
+        finally:
+            self._to_do.difference_update(p.presentation for _, p in self._trials.shown)
+        self._onset_frame = self._grid.frame - 1 + self._inter_trial
+        for image, presented in self._trials.shown:
+            self._flashes.shown(presented.onset_flip_host_ns, image.made.luminance)
+            self._flashes.shown(presented.offset_flip_host_ns, self._flashes.background)
+        self._onset.check()
+        self._outputs.trial_over(self._plan, [presented for _, presented in self._trials.shown])
 
     def _say_prepared(self, showing: Showing, made: Made) -> None:
         if made.refused:
@@ -360,85 +355,5 @@ class Session:
                 proposal=showing.proposal.proposal,
                 frame_sha256=made.sha256,
                 frame=made.frame if new else None,
-            )
-        )
-
-    # --- a trial
-
-    def _show(self) -> None:
-        """Show the prepared trial."""
-        onset: Flip | None = None
-        last = len(self._ready) - 1
-        for k, image in enumerate(self._ready):
-            follower = self._ready[k + 1] if self._off == 0 and k < last else None
-            onset = self._show_image(image, onset, follower)
-            if self._state is State.STOPPING:
-                return
-            if onset is None and k < last:
-                for _ in range(self._off - 1):
-                    self._flip(None)
-                if self._reason is not None:
-                    self._enter(Event.STOP)
-                    return
-        self._onset_frame = self._grid.frame - 1 + self._inter_trial
-        self._enter(Event.TRIAL_OVER)
-
-    def _show_image(self, image: Ready, onset: Flip | None, follower: Ready | None) -> Flip | None:
-        """Show one image from its onset (already made if one replaced the other) to its offset.
-
-        Returns the onset of `follower` if that took its place on the screen, None if the background did.
-        """
-        self._enter(Event.ONSET)
-        flips: list[Flip] = [] if onset is None else [onset]
-        try:
-            while len(flips) < self._on:
-                flips.append(self._flip(image.texture))
-            if self._reason is not None:
-                self._enter(Event.STOP)
-                follower = None
-            flips.append(self._flip(None if follower is None else follower.texture))
-        except WindowLost:
-            if flips:
-                self._presented(image, flips, complete=False)
-            raise
-        if follower is None:
-            self._enter(Event.OFFSET)
-        self._presented(image, flips, complete=not image.made.refused)
-        return None if follower is None else flips[-1]
-
-    def _flip(self, texture: int | None) -> Flip:
-        """Show one frame when it is due; the patch is white while an image is on."""
-        self._screen.draw(texture, texture is not None)
-        due_ns = self._grid.due_ns()
-        if not self._vsync:
-            self._clock.sleep_until_ns(due_ns)
-        stamp_ns = self._screen.flip()
-        verdict = self._grid.flipped(stamp_ns)
-        self._look_for_stop()
-        return Flip(due_ns, stamp_ns, verdict.late, verdict.dropped)
-
-    def _presented(self, image: Ready, flips: list[Flip], complete: bool) -> None:
-        showing, where = image.showing, self._where
-        self._to_do.discard(showing.presentation)
-        self._line.send(
-            Presented(
-                presentation=showing.presentation,
-                trial=0 if self._plan is None else self._plan.trial,
-                position_in_trial=showing.position,
-                proposal=showing.proposal.proposal,
-                slot=showing.slot,
-                role=showing.role,
-                stimulus_id=showing.stimulus.id,
-                previous_stimulus_id=showing.previous,
-                frame_sha256=image.made.sha256,
-                due_host_ns=flips[0].due_ns,
-                onset_flip_host_ns=flips[0].stamp_ns,
-                offset_flip_host_ns=flips[-1].stamp_ns,
-                flips_host_ns=np.array([f.stamp_ns for f in flips], np.int64),
-                late_flips=sum(f.late for f in flips),
-                dropped_frames=sum(f.dropped for f in flips),
-                image_row_px=where.rect.center_row,
-                patch_row_px=where.rect.center_row if where.patch is None else where.patch.center_row,
-                complete=complete,
             )
         )

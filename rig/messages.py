@@ -248,6 +248,9 @@ class Presented(Document):
     due_host_ns: int = Field(description="When the onset flip was due, host clock.")
     onset_flip_host_ns: int = Field(description="Stamp after the flip that showed the image, host clock.")
     offset_flip_host_ns: int = Field(description="Stamp after the flip that removed it, host clock.")
+    flip_uncertainty_ns: int = Field(
+        default=0, ge=0, description="Bound on the error of the stamps on the host clock; 0 if they were made on it."
+    )
     flips_host_ns: I64Events = Field(description="Stamps of all flips from onset to offset, both included.")
     late_flips: int = Field(description="Flips later than half a frame after they were due.")
     dropped_frames: int = Field(description="Frame periods in which no new flip came.")
@@ -315,6 +318,14 @@ class TraceBlock(Document):
     values: F32Traces = Field(description="Raw fluorescence or counts, in the device's unit; NaN where not measured.")
     neuropil: F32Traces | None = Field(default=None, description="Raw fluorescence around each unit, None if not sent.")
     motion: F32Motion | None = Field(default=None, description="Motion of each frame, um or pixels; None if not sent.")
+
+    @model_validator(mode="after")
+    def _rows_agree(self) -> Self:
+        if self.neuropil is not None and self.neuropil.shape != self.values.shape:
+            raise ValueError(f"neuropil has shape {self.neuropil.shape}, values {self.values.shape}")
+        if self.motion is not None and self.motion.shape != (len(self.frame), 3):
+            raise ValueError(f"motion has shape {self.motion.shape}, expected ({len(self.frame)}, 3)")
+        return self
 
 
 class BehaviourBlock(Document):

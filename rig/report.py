@@ -20,7 +20,7 @@ from rig import report_figures as figures
 from rig.report_data import Session, open_session
 from rig.report_figures import mean_sem
 from rig.view import build
-from rig.view_tables import NO_TIME
+from rig.view_columns import NO_TIME
 
 MOST_IMAGES = 40
 MOST_UNITS = 8

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from rig.view_tables import FORMAT, FORMAT_VERSION, NO_TIME
+from rig.view_columns import FORMAT, FORMAT_VERSION, NO_TIME
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -200,7 +200,7 @@ class Session:
     def drifts(self) -> list[Drift]:
         """Return the drift of each device and run with enough pairs: a line under the arrivals of the whole run."""
         table = self._file["clocks"]
-        sample, host = table["device_sample"][:], table["arrival_host_ns"][:]
+        sample, host = table["device_sample"][:], table["pair_host_ns"][:]
         run, source = table["run"][:], table["source"][:]
         out = []
         for number, name in enumerate(self._texts("sources/name").tolist()):

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rig.report_data import F64, I64, Session
-from rig.view_tables import NO_TIME
+from rig.view_columns import NO_TIME
 
 BLUE, ORANGE, GREEN, PINK, SKY, GREY, BLACK = (
     "#0072B2",

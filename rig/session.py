@@ -11,27 +11,20 @@ from pathlib import Path
 from rig import priority
 from rig.bus import Peer
 from rig.child import Stop, fail, say, shield
-from rig.clock import Clock, HostClock
-from rig.config import Config, ConfigError, load
+from rig.clock import HostClock
+from rig.config import ConfigError, load
 from rig.display import DisplayError, Window, WindowLost, load_graphics
 from rig.frames import FrameMaker
-from rig.loop import WANTS, Places, Session
+from rig.loop import WANTS, Session
+from rig.outputs.lines import OutputError
+from rig.outputs.onset import OnsetLines
+from rig.places import places
 from rig.provenance import process_started
+from rig.trial_outputs import GAZE_WANTS
 from stimuli.bank import folder_bank, natural_bank
-from stimuli.geometry import image_rect, patch_rect, pixel_angles
 
 NAME = "rig"
 FLUSH_S = 5.0
-
-
-def places(config: Config) -> Places:
-    """Return the geometry of a session; raises ValueError where something does not fit on the screen."""
-    display, place = config.display, config.stimulus
-    rect = image_rect(display.size_px, display.width_cm, display.distance_cm, place.size_deg, place.center_deg)
-    patch = None if display.patch is None else patch_rect(display.size_px, display.patch.corner, display.patch.size_px)
-    if patch is not None and patch.overlaps(rect):
-        raise ValueError("the photodiode patch covers part of the image; move one of them or make it smaller")
-    return Places(rect, patch, pixel_angles(rect, display.size_px, display.width_cm, display.distance_cm))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,38 +43,31 @@ def main(arguments: list[str] | None = None) -> int:
         frames = FrameMaker(where.angles, display.background, display.gamma, config.limits, banks)
         load_graphics()
         # The bus thread starts before and stays ordinary; the graphics driver's threads start after and inherit.
-        line = Peer(NAME, options.endpoint, WANTS, clock)
+        wants = WANTS if config.gates.fixation is None else WANTS | GAZE_WANTS
+        line = Peer(NAME, options.endpoint, wants, clock)
+        onset = OnsetLines(config, line, clock)
         granted = priority.ask(config.processes.realtime)
         textures = config.presentation.images_per_trial
         window = Window(display, where.rect, where.patch, textures, frames.background_level, clock)
-    except DisplayError as error:
+    except (DisplayError, OutputError) as error:
         return fail(f"{NAME}: {error}", error.cure)
     except (ConfigError, OSError, ValueError) as error:
         return fail(f"{NAME}: {error}", "mend config.yaml as the message says")
     try:
-        return _run(config, where, window, line, frames, clock, stop, granted)
+        notes = {**window.notes, "priority": granted}
+        line.send(process_started(NAME, clock, notes))
+        say(ready=notes)
+        gc.collect()
+        gc.freeze()  # what the libraries hold lives as long as the process
+        gc.disable()
+        return _run(Session(config, where, window, line, frames, clock, stop, onset), line, stop)
     finally:
+        onset.close()
         window.close()
         line.close()
 
 
-def _run(
-    config: Config,
-    where: Places,
-    window: Window,
-    line: Peer,
-    frames: FrameMaker,
-    clock: Clock,
-    stop: Stop,
-    granted: str,
-) -> int:
-    notes = {**window.notes, "priority": granted}
-    line.send(process_started(NAME, clock, notes))
-    say(ready=notes)
-    gc.collect()
-    gc.freeze()  # what the libraries hold lives as long as the process
-    gc.disable()
-    session = Session(config, where, window, line, frames, clock, stop)
+def _run(session: Session, line: Peer, stop: Stop) -> int:
     try:
         session.run()
     except WindowLost as error:

@@ -5,6 +5,7 @@ does not allow before anything changes; the planner turns Proposals into trials 
 after a restart, knows what is left to show.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -170,6 +171,12 @@ class Planner:
         """Take a presentation that an earlier start of this process finished: its slot is done."""
         self._slots.pop((presented.proposal, presented.slot), None)
         self._open.discard(presented.presentation)
+
+    def put_back(self, images: Sequence[Showing]) -> None:
+        """Plan these again, before everything else: they were announced and not shown. Fallbacks are not repeated."""
+        first = {(s.proposal.proposal, s.slot): None for s in images if s.slot >= 0}
+        self._proposals.update({s.proposal.proposal: s.proposal for s in images if s.slot >= 0})
+        self._slots = {**first, **self._slots}
 
     def never_presented(self) -> tuple[int, ...]:
         """Return, once, the numbers that were announced before a restart and never presented."""

@@ -17,11 +17,16 @@ import numpy as np
 from rig.child import Stop, fail, say, shield
 from rig.clock import Clock, HostClock
 from rig.journal import JournalReader
+from rig.view_columns import DEVICE, FORMAT, FORMAT_VERSION, Buffer, Column
+from rig.view_device_tables import RESPONSE_UNITS
 from rig.view_fold import Stack, ViewFold
-from rig.view_tables import CODES, DEVICE, FORMAT, FORMAT_VERSION, IMAGES, RESPONSE_UNITS, SCHEMAS, Buffer, Column
+from rig.view_sheets import Sheet
+from rig.view_tables import CODES, IMAGES, SCHEMAS
 
 CHUNK_ROWS = 1024
-PER_UNIT_CHUNK = (256, 16)
+CHUNK_BYTES = 128 << 10  # of matrices: an append touches few chunks, and one unit is read without the others
+CHUNK_COLUMNS = 1024
+PENDING_BYTES = 32 << 20  # traces that wait for the next write while the view catches up
 FLUSH_EVERY_NS = 1_000_000_000
 POLL_S = 0.05
 # After a stop without SessionStop (the recorder died, or is just ending) wait this long for more entries.
@@ -42,6 +47,7 @@ _DESCRIPTIONS = {
     "Join presentations, responses and flips by `presentation`; presentations and stimuli by `stimulus_id`.",
     "stimuli": "One row per stimulus identity that was ever proposed; frames, codes and preparations in the subgroups",
     "stimuli/latents": "Latent codes by their length",
+    "outputs": "Rewards, markers and messages: what was asked for and what became of it",
     "model": "What chose the stimuli: updates, proposals with their plans, computations, ended phases",
 }
 _CLOCKS = (
@@ -76,7 +82,11 @@ class SessionFile:
     def _dataset(self, path: str, column: Column, shape: tuple[int | None, ...]) -> h5py.Dataset:
         """Make an empty dataset of rows of `shape`; None in it can grow."""
         wide = None in shape
-        chunk = PER_UNIT_CHUNK if wide else (1 if shape else CHUNK_ROWS, *(n for n in shape if n is not None))
+        if wide:
+            columns = min(max(len(self.fold.devices.response_units), 16), CHUNK_COLUMNS)
+            chunk: tuple[int, ...] = _matrix_chunk(columns, 8)
+        else:
+            chunk = (1 if shape else CHUNK_ROWS, *(n for n in shape if n is not None))
         made = self._file.create_dataset(
             path,
             shape=(0, *(n or 0 for n in shape)),
@@ -87,23 +97,20 @@ class SessionFile:
             compression="gzip" if column is IMAGES else None,
             compression_opts=1 if column is IMAGES else None,
         )
-        made.attrs["description"] = column.description
-        made.attrs["unit"] = column.unit
-        if column.clock is not None:
-            made.attrs["clock"] = column.clock
-        if column.missing is not None:
-            made.attrs["missing_value"] = column.missing
+        _describe(made, column)
         return made
 
     def write(self) -> None:
         """Write all gathered rows and flush the file."""
-        units = self.fold.response_units
+        units = self.fold.devices.response_units
         written = self._file["responses/units"]
         if len(units) > len(written):
             _append(written, units[len(written) :])
         for buffer in self.fold.tables.values():
             if len(buffer):
                 self._write_table(buffer, len(units))
+        for sheet in self.fold.devices.sheets.values():
+            self._write_sheet(sheet)
         for name, column, stacks in (
             ("stimuli/frames", IMAGES, self.fold.images),
             ("stimuli/latents", CODES, self.fold.codes),
@@ -122,6 +129,9 @@ class SessionFile:
                 block = np.full((len(rows), units), np.nan)
                 for k, row in enumerate(rows):
                     block[k, : len(row)] = row
+                if not len(dataset):  # now it is known how many columns there will be: chunks of a fitting shape
+                    del self._file[f"{buffer.schema.path}/{column.name}"]
+                    dataset = self._dataset(f"{buffer.schema.path}/{column.name}", column, (None,))
                 dataset.resize(units, axis=1)
                 _append(dataset, block)
             elif column.kind == "text":
@@ -136,11 +146,37 @@ class SessionFile:
             _append(self._file[path], np.stack(stack.pending))
             stack.pending.clear()
 
+    def _write_sheet(self, sheet: Sheet) -> None:
+        if sheet.path not in self._file:
+            group = self._file.create_group(sheet.path)
+            group.attrs.update({"description": sheet.description, **sheet.attributes})
+            for column, values in sheet.fixed:
+                _describe(group.create_dataset(column.name, data=values, dtype=_DTYPES[column.kind]), column)
+        group = self._file[sheet.path]
+        for part, start, rows in sheet.take():
+            column = part.column
+            if column.name not in group:
+                dtype = _DTYPES[column.kind]
+                made = group.create_dataset(
+                    column.name,
+                    shape=(start, *part.width),
+                    maxshape=(None, *part.width),
+                    dtype=dtype,
+                    chunks=_matrix_chunk(min(part.width[0], CHUNK_COLUMNS), dtype.itemsize)
+                    if part.width and part.width[0]
+                    else (CHUNK_ROWS, *(1 for _ in part.width)),
+                    fillvalue=np.nan if dtype.kind == "f" else None,
+                )
+                _describe(made, column)
+                if column.clock == DEVICE:
+                    made.attrs["clock"] = sheet.clock
+            _append(group[column.name], rows)
+
     def _write_attributes(self) -> None:
         for name, value in self.fold.attributes.items():
             if name not in self._file.attrs or self._file.attrs[name] != value:
                 self._file.attrs[name] = value
-        names = self.fold.source_names
+        names = self.fold.devices.source_names
         clock = f"{DEVICE} {names[0]}" if len(names) == 1 else f"{DEVICE} <source>, the device in the column source"
         if clock != self._device_clock:
             self._device_clock = clock
@@ -158,6 +194,20 @@ class SessionFile:
     def abandon(self) -> None:
         """Close without a final name."""
         self._file.close()
+
+
+def _matrix_chunk(columns: int, itemsize: int) -> tuple[int, int]:
+    """Return the shape of a chunk of a matrix of `columns` columns, at least 16 rows long."""
+    return max(16, min(4096, CHUNK_BYTES // (columns * itemsize))), columns
+
+
+def _describe(dataset: h5py.Dataset, column: Column) -> None:
+    dataset.attrs["description"] = column.description
+    dataset.attrs["unit"] = column.unit
+    if column.clock is not None:
+        dataset.attrs["clock"] = column.clock
+    if column.missing is not None:
+        dataset.attrs["missing_value"] = column.missing
 
 
 def _append(dataset: h5py.Dataset, rows: Any) -> None:
@@ -222,6 +272,8 @@ def _tail(out: SessionFile, reader: JournalReader, stop: Stop, clock: Clock) -> 
         entries = reader.read()
         for entry in entries:
             out.fold.apply(entry)
+            if out.fold.devices.pending_bytes > PENDING_BYTES:
+                out.write()
         now = clock.now_ns()
         if now >= flush_due or len(entries) > 1000:  # the second: far behind, bound the memory
             out.write()

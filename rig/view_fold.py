@@ -5,7 +5,6 @@ drops anything silently: what should be there and is not becomes a row of `fault
 """
 
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,10 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.messages import (
-    ClockSample,
-    Continuity,
     Document,
-    EdgeBlock,
     Entry,
     Fault,
     ModelUpdated,
@@ -26,25 +22,23 @@ from rig.messages import (
     Presented,
     ProcessStarted,
     Proposal,
-    Response,
     SessionStart,
     SessionStop,
-    SpikeBlock,
     StimulusPrepared,
     StopRequested,
     Tick,
-    TraceBlock,
     TrialIntent,
     WorkDone,
     kind_of,
 )
-from rig.view_tables import NO_TIME, SCHEMAS, Buffer
+from rig.view_columns import NO_TIME, Buffer
+from rig.view_devices import DeviceFold, as_json, known
+from rig.view_tables import SCHEMAS
 from stimuli.render import gamma_table
 from stimuli.spec import LatentImage, Stimulus
 
 # Frames of a proposal are kept until they were drawn; a proposal this many proposals old is not drawn any more.
 KEPT_PROPOSALS = 8
-CONTINUITY_EVERY_NS = 1_000_000_000
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -64,14 +58,6 @@ class Stack:
         return self.rows - 1
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _or(value: int | None, missing: int = NO_TIME) -> int:
-    return missing if value is None else value
-
-
 def identity(stimulus: Stimulus) -> str:
     """Return what must stay the same whenever a stimulus is proposed again (its row in the proposal may differ)."""
     return stimulus.spec.model_dump_json(exclude={"row"})
@@ -85,7 +71,7 @@ class ViewFold:
         self.tables: dict[str, Buffer] = {s.path: Buffer(s) for s in SCHEMAS}
         self.images: dict[str, Stack] = {}  # "160x160" -> frames as drawn
         self.codes: dict[str, Stack] = {}  # "144" -> latent codes
-        self.response_units: list[str] = []
+        self.devices = DeviceFold(self.tables, self._hole)
         self.attributes: dict[str, str | int | bool] = {
             "session": "",
             "simulated": False,
@@ -104,14 +90,11 @@ class ViewFold:
         }
         self.missing_entries = 0
         self._gamma = gamma_table(1.0)
-        self._sources: dict[str, int] = {}
-        self._units: dict[tuple[str, str], int] = {}
         self._stimuli: dict[str, str] = {}
         self._proposals: dict[int, tuple[int, int]] = {}  # number -> (phase, generation)
         self._waiting: OrderedDict[int, dict[str, Pixels]] = OrderedDict()  # frames not drawn yet, per proposal
         self._frames: dict[str, int] = {}
         self._no_frame: set[str] = set()
-        self._continuity: dict[str, tuple[tuple[Any, ...], int]] = {}
         self._fold: dict[type[Document], Callable[[Entry, Any], None]] = {
             SessionStart: self._session_start,
             ProcessStarted: self._process_started,
@@ -126,18 +109,8 @@ class ViewFold:
             StimulusPrepared: self._prepared,
             TrialIntent: self._trial,
             Presented: self._presented,
-            SpikeBlock: self._spikes,
-            EdgeBlock: self._edges,
-            TraceBlock: self._traces,
-            Continuity: self._continuity_row,
-            ClockSample: self._clock_sample,
-            Response: self._response,
+            **self.devices.folds,
         }
-
-    @property
-    def source_names(self) -> list[str]:
-        """Names of the devices in order of /sources."""
-        return list(self._sources)
 
     def apply(self, entry: Entry) -> None:
         """Take one entry; entries come in order, each once."""
@@ -172,22 +145,8 @@ class ViewFold:
             detail=detail,
             done="filed without it",
             since_host_ns=NO_TIME,
-            presentations=_json(presentations),
+            presentations=as_json(presentations),
         )
-
-    def _source(self, name: str) -> int:
-        if name not in self._sources:
-            self._sources[name] = len(self._sources)
-            self._row("sources", name=name)
-        return self._sources[name]
-
-    def _unit_rows(self, source: str, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
-        """Return the rows of /units of a device's units, adding new ones."""
-        for name in names:
-            if (source, name) not in self._units:
-                self._units[source, name] = len(self._units)
-                self._row("units", name=name, source=self._source(source))
-        return np.array([self._units[source, name] for name in names], dtype=np.int64)
 
     # --- session and processes
 
@@ -195,10 +154,10 @@ class ViewFold:
         self.attributes.update(
             session=d.session,
             simulated=d.simulated,
-            subject=_json(d.config.get("subject", {})),
+            subject=as_json(d.config.get("subject", {})),
             config_yaml=d.config_yaml,
-            config=_json(d.config),
-            versions=_json(d.versions),
+            config=as_json(d.config),
+            versions=as_json(d.versions),
             commit=d.commit or "",
             dirty="" if d.dirty is None else str(d.dirty).lower(),
             start_host_ns=d.start_host_ns,
@@ -206,9 +165,9 @@ class ViewFold:
         )
         try:
             self._gamma = gamma_table(float(d.config["display"]["gamma"]))
-            self.response_units += [str(u) for u in d.config["responses"]["units"]]
+            self.devices.name_response_units(tuple(str(u) for u in d.config["responses"]["units"]))
             for source in d.config["sources"]:
-                self._source(str(source["name"]))
+                self.devices.source(str(source["name"]))
         except (KeyError, TypeError, ValueError) as error:
             self._hole(entry, "config not understood", f"{type(error).__name__}: {error}")
 
@@ -221,7 +180,7 @@ class ViewFold:
             boot_id=d.boot_id,
             start_host_ns=d.start_host_ns,
             start_utc_ns=d.start_utc_ns,
-            notes=_json(d.notes),
+            notes=as_json(d.notes),
         )
 
     def _stop_requested(self, entry: Entry, d: StopRequested) -> None:
@@ -246,8 +205,8 @@ class ViewFold:
             what=d.what,
             detail=d.detail,
             done=d.done,
-            since_host_ns=_or(d.since_host_ns),
-            presentations=_json(d.presentations),
+            since_host_ns=known(d.since_host_ns),
+            presentations=as_json(d.presentations),
         )
 
     # --- what was to be shown
@@ -279,7 +238,7 @@ class ViewFold:
             stimuli=len(d.stimuli),
             tail_from=d.tail_from,
             final=d.final,
-            fallback=_json([name(k) for k in d.fallback]),
+            fallback=as_json([name(k) for k in d.fallback]),
         )
         for k, slot in enumerate(d.plan):
             self._row(
@@ -312,7 +271,7 @@ class ViewFold:
             generation=d.generation,
             type=stimulus.spec.type,
             spec=stimulus.spec.model_dump_json(),
-            parents=_json(stimulus.parents),
+            parents=as_json(stimulus.parents),
             latent_size=size,
             latent_row=row if size else -1,
         )
@@ -390,117 +349,6 @@ class ViewFold:
         )
         self.tables["flips"].extend(len(flips), {"presentation": d.presentation, "flip_host_ns": flips})
 
-    # --- what the devices said
-
-    def _spikes(self, entry: Entry, d: SpikeBlock) -> None:
-        rows = self._unit_rows(d.source, d.units)
-        self.tables["spikes"].extend(
-            len(d.unit),
-            {
-                "unit": rows[d.unit] if len(rows) else d.unit,
-                "sample": d.sample,
-                "arrival_host_ns": d.arrival_host_ns,
-                "run": d.run,
-                "source": self._source(d.source),
-            },
-        )
-
-    def _edges(self, entry: Entry, d: EdgeBlock) -> None:
-        columns: dict[str, Any] = {
-            "line": d.line,
-            "state": d.state,
-            "sample": d.sample,
-            "arrival_host_ns": d.arrival_host_ns,
-        }
-        self.tables["edges"].extend(len(d.line), {**columns, "run": d.run, "source": self._source(d.source)})
-
-    def _traces(self, entry: Entry, d: TraceBlock) -> None:
-        rows = np.arange(d.values.shape[1])
-        self.tables["traces"].extend(
-            d.values.size,
-            {
-                "unit": np.tile(rows, len(d.sample)),
-                "sample": np.repeat(d.sample, len(rows)),
-                "value": d.values.ravel(),
-                "run": d.run,
-                "source": self._source(d.source),
-            },
-        )
-
-    def _continuity_row(self, entry: Entry, d: Continuity) -> None:
-        now = entry.envelope.receipt_host_ns
-        source = self._source(d.source)
-        state = (d.run, d.state, d.lost_messages, d.sample_rate_hz)
-        last, last_ns = self._continuity.get(d.source, ((), 0))
-        if state != last or now - last_ns >= CONTINUITY_EVERY_NS:
-            self._continuity[d.source] = (state, now)
-            self._row(
-                "continuity",
-                receipt_host_ns=now,
-                state=d.state,
-                sample_rate_hz=d.sample_rate_hz,
-                watermark_sample=d.watermark_sample,
-                messages=d.messages,
-                lost_messages=d.lost_messages,
-                run=d.run,
-                source=source,
-            )
-        for gap in d.gaps:
-            self._row(
-                "continuity/gaps",
-                receipt_host_ns=now,
-                first_sample=gap.first_sample,
-                end_sample=gap.end_sample,
-                messages=gap.messages,
-                run=d.run,
-                source=source,
-            )
-
-    def _clock_sample(self, entry: Entry, d: ClockSample) -> None:
-        self._row(
-            "clocks",
-            device_sample=d.device_sample,
-            arrival_host_ns=d.pair_host_ns,
-            run=d.run,
-            source=self._source(d.source),
-        )
-
-    def _response(self, entry: Entry, d: Response) -> None:
-        self.response_units += [u for u in d.units if u not in self.response_units]
-        columns = {name: k for k, name in enumerate(self.response_units)}
-        at = [columns[u] for u in d.units]
-
-        def per_unit(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            row = np.full(len(columns), np.nan)
-            row[at] = values
-            return row
-
-        self._row(
-            "responses",
-            seq=entry.envelope.seq,
-            presentation=d.presentation,
-            proposal=d.proposal,
-            slot=d.slot,
-            role=d.role,
-            stimulus_id=d.stimulus_id,
-            source=d.source,
-            clock=f"device {d.source}",
-            usable=d.usable,
-            reason=d.reason,
-            onset_source=d.onset_source,
-            onset_sample=_or(d.onset_sample),
-            onset_host_ns=_or(d.onset_host_ns),
-            onset_uncertainty_ns=_or(d.onset_uncertainty_ns),
-            onset_host_uncertainty_ns=_or(d.onset_host_uncertainty_ns),
-            flip_to_edge_ns=_or(d.flip_to_edge_ns),
-            window_start_sample=_or(d.window_start_sample),
-            window_end_sample=_or(d.window_end_sample),
-            coverage=d.coverage,
-            count=per_unit(d.count),
-            baseline=per_unit(d.baseline),
-            rate_hz=per_unit(d.rate_hz),
-        )
-
     # --- what the model said
 
     def _model_updated(self, entry: Entry, d: ModelUpdated) -> None:
@@ -514,7 +362,7 @@ class ViewFold:
             best=d.report.get("best", float("nan")),
             mean=d.report.get("mean", float("nan")),
             reference=d.report.get("reference", float("nan")),
-            report=_json(d.report),
+            report=as_json(d.report),
         )
 
     def _work_done(self, entry: Entry, d: WorkDone) -> None:

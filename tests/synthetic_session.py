@@ -16,6 +16,7 @@ from rig.config import Config, parse
 from rig.encoding import encode, encode_entry
 from rig.journal import JournalWriter
 from rig.messages import (
+    BehaviourBlock,
     ClockSample,
     Continuity,
     Document,
@@ -24,7 +25,10 @@ from rig.messages import (
     Envelope,
     Fault,
     Gap,
+    Marker,
     ModelUpdated,
+    OutputDone,
+    OutputRequest,
     PhaseEnded,
     Presented,
     ProcessStarted,
@@ -38,7 +42,9 @@ from rig.messages import (
     StimulusPrepared,
     StopRequested,
     Tick,
+    TraceBlock,
     TrialIntent,
+    UnitList,
     WorkDone,
 )
 from stimuli.bank import natural_bank
@@ -374,7 +380,7 @@ class Synthetic:
         self._lost += gap
         delay = int(self._rng.exponential(2_000_000)) + 1_000_000
         pair = ClockSample(
-            source=source, run=run, device_sample=self._sample(self._now), arrival_host_ns=self._now + delay
+            source=source, run=run, device_sample=float(self._sample(self._now)), pair_host_ns=self._now + delay
         )
         yield self._entry("probe", pair)
         yield self._entry(
@@ -468,6 +474,64 @@ class Synthetic:
             baseline=nan,
             rate_hz=nan,
         )
+
+
+def other_devices(rows: int = 3, units: tuple[str, ...] = ("r0", "r1"), blocks: int = 2) -> list[Document]:
+    """Return what a microscope, a tracker, a marker stream and an output would add to a session."""
+    rng = np.random.default_rng(5)
+    scope, offset = {"source": "scope", "run": 2}, np.linspace(0, 0.03, len(units))
+    out: list[Document] = [
+        UnitList(**scope, list_number=0, from_sample=0, units=units, scan_offset_s=offset, measure="fluorescence"),
+        Marker(source="notes", run=1, sample=None, arrival_host_ns=START_NS, text="the animal is awake"),
+        Marker(source="notes", run=1, sample=77, arrival_host_ns=START_NS + 1, text="x"),
+        OutputRequest(request="a1", output="valve", what="reward", duration_s=0.05, trial=3),
+        OutputRequest(request="a2", output="lsl", what="marker", text="on", event_host_ns=START_NS, presentation=4),
+        OutputDone(
+            request="a1",
+            output="valve",
+            what="reward",
+            done=True,
+            started_host_ns=START_NS + 5,
+            confirmed_host_ns=START_NS + 6,
+            duration_s=0.0501,
+            timed_by="device",
+            volume_ul=4.0,
+            session_volume_ul=12.0,
+        ),
+        OutputDone(request="a2", output="lsl", what="marker", done=False, reason="nobody listens"),
+        ClockSample(source="scope", run=2, device_sample=4.5, pair_host_ns=9, method="round_trip", round_trip_ns=30),
+        ClockSample(source="scope", run=2, device_sample=5.0, pair_host_ns=10, method="edge", uncertainty_ns=40),
+    ]
+    for block in range(blocks):
+        frame = np.arange(block * rows, (block + 1) * rows, dtype=np.int64)
+        columns = {"frame": frame, "sample": 1000 * frame, "arrival_host_ns": START_NS + frame}
+        values = rng.random((rows, len(units)), dtype=np.float32)
+        extra = {} if block == 0 else {"neuropil": values / 2, "motion": values[:, :1].repeat(3, axis=1)}
+        out.append(TraceBlock(**scope, list_number=0, **columns, values=values, **extra))
+        del columns["frame"]
+        gaze = BehaviourBlock(
+            source="eye", run=1, channels=("gaze_x_deg", "pupil_mm"), values=rng.random((rows, 2)), **columns
+        )
+        out.append(gaze)
+    other = ("r1",)
+    out.append(
+        UnitList(
+            **scope, list_number=1, from_sample=9000, units=other, scan_offset_s=np.zeros(1), measure="fluorescence"
+        )
+    )
+    one = {"frame": np.array([9]), "sample": np.array([9000]), "arrival_host_ns": np.array([START_NS])}
+    out.append(TraceBlock(**scope, list_number=1, **one, values=np.ones((1, 1), np.float32)))
+    out.append(
+        BehaviourBlock(
+            source="eye",
+            run=1,
+            channels=("running_cm_s",),
+            sample=np.array([5]),
+            arrival_host_ns=np.array([6]),
+            values=np.array([[np.nan]]),
+        )
+    )
+    return out
 
 
 def write_journal(folder: Path, entries: list[Entry]) -> Path:

@@ -19,6 +19,7 @@ from rig.messages import (
 )
 from rig.sources.continuity import DEFERRAL, Ledger
 from rig.sources.openephys_parse import Data, Message, Spike, Ttl
+from rig.sources.pace import Pace
 
 N = 696
 BLOCK_NS = 23_200_000
@@ -194,7 +195,7 @@ def test_numbers_that_start_again_are_a_new_run() -> None:
     blocks = [d for d in documents if isinstance(d, SpikeBlock)]
     assert (blocks[0].run, len(blocks[0].sample)) == (3, spikes_before)
     assert last(documents).lost_messages == 2
-    assert faults(documents) == ["messages lost"]
+    assert faults(documents) == ["acquisition restarted", "messages lost"]
     kinds = [type(d).__name__ for d in documents]
     assert kinds.index("Continuity") < kinds.index(
         "SpikeBlock", kinds.index("Continuity")
@@ -237,7 +238,7 @@ def test_the_clock_pair_is_that_of_the_whole_block_even_behind_a_loss() -> None:
     ledger.take(Spike(2, "s", 1, "E", 0, N + 5, False), 1_023_000_000)
     ledger.take(Data(9, "s", 0, N, 2 * N, 30_000.0, False), 1_046_000_000)
     pairs = [d for d in ledger.harvest(3_000_000_000) if isinstance(d, ClockSample)]
-    (pair,) = [(p.device_sample, p.arrival_host_ns) for p in pairs]
+    (pair,) = [(p.device_sample, p.pair_host_ns) for p in pairs]
     assert pair in ((3 * N, 1_046_000_000), (N, 1_000_000_000))
 
 
@@ -266,7 +267,7 @@ def test_silence_is_told_by_the_clock() -> None:
     assert state(ledger) == "offline"
     assert faults(ledger.harvest(since + 20 * 10**9)) == ["device offline"]
     ledger.watch(since + 21 * 10**9, since + 21 * 10**9)
-    assert state(ledger) == "stalled"
+    assert state(ledger) == "online"
     for message, arrival in gui.block():
         ledger.take(message, arrival)
     assert state(ledger) == "streaming"
@@ -303,3 +304,117 @@ def test_without_continuous_channels_the_watermark_is_wide() -> None:
         assert last(documents).watermark_sample <= max(before - DEFERRAL, 0)  # it never promises too much
     assert faults(documents) == ["no data channel"]
     assert last(documents).watermark_sample > 100 * N
+
+
+# --- against the clock ------------------------------------------------------------------------------------------------
+
+
+def test_a_pace_that_jumps_ahead_is_no_longer_the_same_clock() -> None:
+    gui, ledger = device(), Ledger("probe", 0)
+    for k in range(200):
+        gui.start += 30_000 if k == 150 else 0  # a file was wound on by a second
+        for message, arrival in gui.block():
+            ledger.take(message, arrival)
+    documents = ledger.harvest(gui.now_ns)
+    assert faults(documents) == ["samples jumped ahead"]
+    assert [d.run for d in documents if isinstance(d, Continuity)] == [0, 1]
+    assert last(documents).watermark_sample == gui.start - N - DEFERRAL
+
+
+def test_a_counter_that_stood_still_is_a_new_run_and_nothing_is_vouched_for_until_that_is_known() -> None:
+    """A frozen GUI goes on without a hole in numbers or samples; every sample then means a later moment."""
+    gui, ledger = device(), Ledger("probe", 0)
+    documents: list[Document] = []
+    frozen = 0
+    for k in range(200):
+        if k == 100:
+            gui.now_ns += 6_000_000_000
+            frozen = gui.start
+        for message, arrival in gui.block():
+            ledger.take(message, arrival)
+        documents += ledger.harvest(gui.now_ns)
+        if last(documents).run == 0:
+            assert last(documents).watermark_sample <= (frozen or 10**9)
+    assert "samples stood still" in faults(documents)
+    assert last(documents).run == 1
+    first = [d for d in documents if isinstance(d, Continuity) and d.run == 0]
+    covered = [g for d in first for g in d.gaps]
+    assert any(g.first_sample <= frozen and g.end_sample > frozen + 30 * N for g in covered)
+
+
+def test_late_blocks_that_come_in_a_burst_are_waited_for() -> None:
+    gui, ledger = device(), Ledger("probe", 0)
+    held: list[Message] = []
+    documents: list[Document] = []
+    for k in range(200):
+        for message, arrival in gui.block():
+            if 100 <= k < 122:  # 500 ms
+                held.append(message)
+            else:
+                for late in held:
+                    ledger.take(late, arrival)
+                held = []
+                ledger.take(message, arrival)
+        documents += ledger.harvest(gui.now_ns)
+    assert faults(documents) == []
+    assert last(documents).run == 0
+    assert last(documents).watermark_sample == gui.start - N - DEFERRAL
+
+
+@given(ppm=st.floats(-900, 900), jitter_ms=st.integers(0, 100), seed=st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_drift_and_jitter_are_in_pace(ppm: float, jitter_ms: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pace = Pace()
+    for k in range(3000):  # 70 s
+        true_ns = k * N / 30_000 * (1 + ppm * 1e-6) * 1e9
+        assert pace.judge(k * N, int(true_ns + rng.uniform(0, jitter_ms) * 1e6), 30_000.0) == "steady"
+
+
+def test_the_end_tells_what_the_clock_says_is_missing() -> None:
+    gui, ledger = device(), Ledger("probe", 0)
+    for _ in range(20):
+        for message, arrival in gui.block():
+            ledger.take(message, arrival)
+    ledger.harvest(gui.now_ns)
+    end = gui.now_ns + 2_000_000_000
+    ledger.watch(end, end)
+    documents = ledger.finish(end)
+    assert set(faults(documents)) == {"no data", "tail missing"}
+    assert isinstance(documents[-1], Continuity)
+    (gap,) = gaps(documents)
+    assert gap.first_sample == gui.start - N - DEFERRAL
+    assert gap.end_sample == pytest.approx(gui.start + 60_000, abs=100)
+
+
+def test_an_ordinary_end_has_nothing_to_tell() -> None:
+    gui, ledger = device(), Ledger("probe", 0)
+    for _ in range(20):
+        for message, arrival in gui.block():
+            ledger.take(message, arrival)
+    ledger.watch(gui.now_ns + 20_000_000, gui.now_ns)
+    assert faults(ledger.finish(gui.now_ns + 20_000_000)) == []
+
+
+def test_an_acquisition_that_the_user_stopped_is_no_stall() -> None:
+    gui, ledger = device(), Ledger("probe", 0)
+    for message, arrival in gui.block():
+        ledger.take(message, arrival)
+    later = gui.now_ns + 2_000_000_000
+    ledger.watch(later, later)
+    assert state(ledger) == "stalled"
+    ledger.watch(later, later, stopped=True)
+    assert state(ledger) == "online"
+    ledger.watch(later + 10**9, later + 10**9, stopped=True)
+    assert state(ledger) == "online"
+
+
+@pytest.mark.parametrize("length", [43, 100, 174, 200])
+def test_what_short_blocks_may_have_lost_is_a_gap(length: int) -> None:
+    ledger = Ledger("probe", 0)
+    for k in range(5):
+        ledger.take(Data(k + 1, "s", 0, length, k * length, 30_000.0, False), 10**9 + k * 5_800_000)
+    found = gaps(ledger.harvest(10**9))
+    for sample in range(length, 4 * length):
+        lost = sample % length >= length - DEFERRAL
+        assert any(g.first_sample <= sample < g.end_sample for g in found) == lost

@@ -13,7 +13,9 @@ from rig.screen import virtual_screen
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("rig", "models", "stimuli")
-HEAVY = {"torch", "psychopy", "pyglet", "h5py", "pylsl", "zmq", "mss", "matplotlib", "typer", "rich", "skimage"}
+HEAVY = {
+    "torch", "psychopy", "pyglet", "h5py", "pylsl", "zmq", "mss", "matplotlib", "typer", "rich", "skimage", "serial",
+}  # fmt: skip
 
 # What each child process may have loaded of the heavy libraries; all others are forbidden to it.
 CHILDREN = {
@@ -21,6 +23,9 @@ CHILDREN = {
     "rig.display": {"psychopy", "pyglet"},
     "rig.sources.__main__": {"zmq", "pylsl"},
     "rig.recorder": {"zmq"},
+    "rig.outputs.__main__": {"zmq"},
+    "rig.outputs.pulser": set(),
+    "rig.outputs.guardian": set(),
     "rig.view": {"h5py"},
     "rig.animal.__main__": {"zmq", "pylsl", "mss"},
     "models.__main__": {"zmq", "torch", "skimage"},
@@ -86,6 +91,8 @@ VIOLATIONS = (
     ("rig.trial", "rig.clock"),
     ("rig.session", "time"),
     ("rig.supervisor", "rig.animal.process"),
+    ("rig.outputs.service", "rig.animal.valve"),
+    ("rig.outputs.pulser", "serial"),
     ("rig.recorder", "rig.compare"),
     ("rig.animal.eye", "rig.bus"),
     ("rig.animal.neurons", "models.truth"),
@@ -174,7 +181,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     names = {re.split(r"[<>=\[ ]", d)[0].lower() for d in project["dependencies"]}
     # Packages whose import has another name, and what PsychoPy and pydantic bring along by definition.
     imports = {
-        "pillow": {"PIL"}, "pyyaml": {"yaml"}, "pyzmq": {"zmq"},
+        "pillow": {"PIL"}, "pyyaml": {"yaml"}, "pyzmq": {"zmq"}, "pyserial": {"serial"},
         "scikit-image": {"skimage"}, "scikit-learn": {"sklearn"},
         "pydantic": {"pydantic", "pydantic_core"}, "psychopy": {"psychopy", "pyglet"},
     }  # fmt: skip

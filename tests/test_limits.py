@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from stimuli.limits import LimitExceeded, check_frame, frame_levels
+from stimuli.bank import natural_bank
+from stimuli.limits import (
+    FLASH_STEP,
+    FlashLimit,
+    LimitExceeded,
+    check_frame,
+    frame_levels,
+    mean_luminance,
+    most_flashes,
+)
 
 WIDE = (0.0, 255.0)
 
@@ -45,3 +54,81 @@ def test_a_frame_on_the_limit_passes_and_one_beyond_is_refused() -> None:
 def test_what_is_no_frame_is_refused(frame: np.ndarray) -> None:
     with pytest.raises(LimitExceeded, match="frames are uint8"):
         check_frame(frame, WIDE, 2.0)
+
+
+# --- flashes ----------------------------------------------------------------------------------------------------------
+
+MS = 1_000_000
+LARGE_SR = 0.03  # a square of 10 degrees
+
+
+def rhythm(luminances: list[float], on_ms: int, off_ms: int, background: float = 0.5) -> list[tuple[int, float]]:
+    """Return (time, luminance) of images on a background."""
+    out = []
+    for k, luminance in enumerate(luminances):
+        out.append((k * (on_ms + off_ms) * MS, luminance))
+        if off_ms:
+            out.append(((k * (on_ms + off_ms) + on_ms) * MS, background))
+    return out
+
+
+def test_mean_luminance_weighs_the_colours() -> None:
+    frame = np.zeros((4, 6, 3), np.uint8)
+    frame[:, :, 1] = 255
+    assert mean_luminance(frame) == pytest.approx(0.7152)
+    assert mean_luminance(np.full((4, 6, 3), 51, np.uint8)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("levels", "flashes"),
+    [
+        ([0.5, 0.59, 0.5, 0.59, 0.5], 0),  # too small
+        ([0.5, 0.6, 0.5], 1),
+        ([0.5, 0.4, 0.5], 1),
+        ([0.5, 0.4, 0.5, 0.6, 0.5], 1.5),  # down, up by 0.2, down
+        ([0.5, 0.55, 0.6, 0.55, 0.5], 1),  # in steps
+        ([0.85, 1.0, 0.85, 1.0, 0.85], 0),  # the darker side is light
+        ([0.0, 1.0] * 5, 4.5),
+        ([], 0),
+    ],
+)
+def test_flashes_are_pairs_of_opposing_changes(levels: list[float], flashes: float) -> None:
+    assert most_flashes([(k * 10 * MS, level) for k, level in enumerate(levels)]) == flashes
+
+
+def test_flashes_are_counted_in_any_second() -> None:
+    slow = rhythm([0.9] * 20, 200, 200)  # 2.5 per s
+    assert most_flashes(slow) <= 3
+    fast = rhythm([0.9] * 20, 100, 100)
+    assert most_flashes(fast) == 5
+    # Three at the end of one second and three at the beginning of the next are six in one.
+    three = rhythm([0.9] * 3, 50, 50)
+    bursts = [(-MS, 0.5), *three, *((t + 400 * MS, level) for t, level in three)]
+    assert most_flashes(bursts) == 6
+
+
+def test_ordinary_images_at_five_per_second_pass_and_bright_ones_do_not() -> None:
+    limit = FlashLimit(128 / 255, 3.0, LARGE_SR)
+    mean_grey = [128 / 255 + d for d in (0.03, -0.04, 0.05, -0.02, 0.0) * 4]
+    assert limit.refusal(rhythm(mean_grey, 100, 100, 128 / 255)) == ""
+    assert "max_flash_hz is 3" in limit.refusal(rhythm([0.8] * 5, 100, 100, 128 / 255))
+    assert limit.refusal(rhythm([0.8] * 3, 100, 100, 128 / 255)) == ""
+    assert FlashLimit(128 / 255, 5.0, LARGE_SR).refusal(rhythm([0.8] * 5, 100, 100, 128 / 255)) == ""
+    assert FlashLimit(128 / 255, 3.0, 0.005).refusal(rhythm([0.8] * 5, 100, 100)) == "", "a small square"
+
+
+def test_what_was_shown_before_counts() -> None:
+    limit = FlashLimit(0.5, 3.0, LARGE_SR)
+    for t, level in rhythm([0.9] * 3, 100, 100):
+        limit.shown(t, level)
+    soon, later = 700 * MS, 1600 * MS
+    assert limit.refusal([(soon, 0.9), (soon + 100 * MS, 0.5)]) != ""
+    assert limit.refusal([(later, 0.9), (later + 100 * MS, 0.5)]) == ""
+
+
+@pytest.mark.parametrize("contrast", [0.25, 0.6])
+def test_the_shipped_images_make_no_flashes(contrast: float) -> None:
+    """Their mean level is matched over all channels; the luminance weighs green most, and must still be near."""
+    bank = natural_bank(128.0, contrast)
+    off = [abs(mean_luminance(bank.image(name, 96, 96)) - 128 / 255) for name in bank.names]
+    assert max(off) < FLASH_STEP

@@ -106,7 +106,13 @@ EXAMPLES: tuple[m.Document, ...] = (
         arrival_host_ns=i64(30, 40),
     ),
     m.UnitList(
-        source="ca", run=1, list_number=0, from_sample=0, units=("roi1",), scan_offset_s=f64(0.01), measure="fluorescence"
+        source="ca",
+        run=1,
+        list_number=0,
+        from_sample=0,
+        units=("roi1",),
+        scan_offset_s=f64(0.01),
+        measure="fluorescence",
     ),
     m.TraceBlock(
         source="ca",
@@ -245,7 +251,8 @@ def test_writing_to_the_sender_s_array_does_not_change_the_document_s_flags() ->
 CLOCKS = ("_host_ns", "_utc_ns")
 # Differences: no clock's time.
 DURATIONS = {
-    "onset_uncertainty_ns", "onset_host_uncertainty_ns", "flip_to_edge_ns", "round_trip_ns", "uncertainty_ns"
+    "onset_uncertainty_ns", "onset_host_uncertainty_ns", "flip_to_edge_ns", "round_trip_ns", "uncertainty_ns",
+    "flip_uncertainty_ns",
 }  # fmt: skip
 PLAIN_NUMBERS = {"coverage", "report", "behaviour"}  # a fraction; figures that their own names explain
 
@@ -265,7 +272,8 @@ def test_times_name_their_clock_and_quantities_their_unit(part: type[BaseModel],
         assert float not in kinds, "ns are whole numbers"
     assert not re.search(r"time(?!d_by)|stamp|_ms$|_us$|_sec", name), "times are called ..._CLOCK_ns"
     if float in kinds:
-        known = name.endswith(("_s", "_hz", "_px", "_deg", "_per_deg", "_ul", "_sample")) or name in PLAIN_NUMBERS | {"contrast"}
+        units = ("_s", "_hz", "_px", "_deg", "_per_deg", "_ul", "_sample")
+        known = name.endswith(units) or name in PLAIN_NUMBERS | {"contrast"}
         assert known, "a quantity names its unit"
 
 

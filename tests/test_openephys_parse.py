@@ -3,7 +3,7 @@
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rig.animal.openephys_wire import Style, data_frames, heartbeat_reply, spike_frames, spike_waveform, ttl_frames
+from rig.sources.openephys_layout import read_data, read_event
 from rig.sources.openephys_parse import (
     Data,
     Message,
@@ -47,7 +48,7 @@ def refused(frames: list[bytes]) -> Refusal:
 
 
 def test_the_three_kinds() -> None:
-    assert parse(data()) == Data(7, "ProbeA-AP", 3, 696, 20_880, 30_000.0, repaired=False)
+    assert parse(data()) == Data(7, "ProbeA-AP", 3, 696, 20_880, 30_000.0, repaired=False, samples=BLOCK.tobytes())
     assert parse(ttl()) == Ttl(1235, "ProbeA-AP", 2, 1, 5_521_377, 4, repaired=False)
     read = parse(spike())
     assert read == Spike(9, "ProbeA-AP", 103, "E01", 2, 490, repaired=False)
@@ -65,7 +66,7 @@ def test_cut_headers_are_repaired_up_to_33_bytes(make: Callable[..., list[bytes]
     stream = "\u00e9" * cut + "x"  # each of these letters costs the header one byte at its end
     expected = parse(make("a"))
     assert not isinstance(expected, Refusal)
-    assert parse(make(stream)) == replace(expected, stream=stream, repaired=cut > 0)
+    assert parse(make(stream)) == expected._replace(stream=stream, repaired=cut > 0)
 
 
 @pytest.mark.parametrize("make", [data, ttl, spike])
@@ -78,7 +79,7 @@ def test_headers_cut_deeper_are_read_right_or_refused(make: Callable[..., list[b
     if isinstance(read, Refusal):
         assert "ASCII" in read.cure
     else:  # only `data_size` was lost, which the payload's own length replaces
-        assert read == replace(expected, stream=stream, repaired=True)
+        assert read == expected._replace(stream=stream, repaired=True)
         assert cut < 60
 
 
@@ -186,3 +187,72 @@ def test_heartbeats() -> None:
     assert who_replied(heartbeat_reply(b"not json")) == "ZMQ Interface"
     assert who_replied(b"NotHandled") == "Network Events"
     assert "unknown" in who_replied(b"hello")
+
+
+# --- the fast way to read what the plugin writes ----------------------------------------------------------------------
+
+names = st.one_of(
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20),
+    st.text(max_size=8).filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t)),
+)
+whole = st.one_of(st.integers(0, 3), st.integers(0, 1 << 40), st.integers(1 << 52, 1 << 60))
+floats = st.floats(-999_999.0, 999_999.0, allow_nan=False)
+rates = st.sampled_from([30_000.0, 2_500.0, 29_974.5, 0.1, 0.0, 1e-7, 12_345.678])
+styles: st.SearchStrategy[Style] = st.sampled_from(["0.6", "1.0"])
+
+
+@st.composite
+def plugin_messages(draw: st.DrawFn) -> list[bytes]:
+    """Return any message that the plugin could write, and some that it could not."""
+    number, sample, stamp, style = draw(whole), draw(whole), draw(whole), draw(styles)
+    match draw(st.integers(0, 2)):
+        case 0:
+            block = np.zeros(draw(st.integers(0, 50)), dtype=np.float32)
+            where = (draw(names), draw(st.integers(0, 20_000)), draw(names), sample, draw(rates))
+            return data_frames(number, *where, block, stamp, style)
+        case 1:
+            edge = (draw(st.integers(0, 255)), draw(st.integers(0, 255)), draw(st.integers(0, (1 << 64) - 1)))
+            return ttl_frames(number, draw(names), draw(st.integers(0, 99_999)), sample, *edge, stamp, style)
+        case _:
+            wave = np.zeros((draw(st.integers(1, 4)), draw(st.integers(1, 50))), dtype=np.float32)
+            thresholds = tuple(draw(st.lists(floats, max_size=4)))
+            who = (draw(st.integers(0, 99_999)), draw(names), sample, draw(st.integers(0, 70_000)), thresholds)
+            return spike_frames(number, draw(names), *who, wave, stamp, style)
+
+
+def fast(frames: list[bytes]) -> Message | None:
+    read = read_data if frames[0] == b"DATA\x00" else read_event
+    return read(frames[1], frames[2], len(frames[2]))
+
+
+@given(frames=plugin_messages())
+@settings(max_examples=600, deadline=None)
+def test_what_the_fast_way_reads_is_what_json_says(frames: list[bytes]) -> None:
+    read = fast(frames)
+    assert read is None or read == parse(frames)
+
+
+@given(frames=plugin_messages(), at=st.integers(0, 400), what=st.binary(max_size=3), cut=st.integers(0, 3))
+@settings(max_examples=600, deadline=None)
+def test_the_fast_way_never_reads_more_than_json_in_a_damaged_header(
+    frames: list[bytes], at: int, what: bytes, cut: int
+) -> None:
+    frames = [frames[0], frames[1][:at] + what + frames[1][at + cut :], frames[2]]
+    read = fast(frames)
+    assert read is None or read == parse(frames)
+
+
+def test_the_fast_way_reads_all_that_is_in_the_usual_layout() -> None:
+    for make, style in chain.from_iterable(((m, "0.6"), (m, "1.0")) for m in (data, ttl, spike)):
+        frames = make(style=style)  # type: ignore[arg-type]
+        assert fast(frames) == parse(frames)
+        older = [frames[0], frames[1][: frames[1].rindex(b",\r\n")] + b"\r\n}", frames[2]]  # plugin 0.3.1: no time
+        assert fast(older) == parse(older) == parse(frames)
+
+
+def test_a_payload_that_was_left_behind_is_judged_by_its_size() -> None:
+    for make in (data, spike):
+        first, header, payload = make()
+        assert not isinstance(parse([first, header, b""], len(payload)), Refusal)
+        assert isinstance(parse([first, header, b""], len(payload) + 4), Refusal)
+        assert (read_data if make is data else read_event)(header, b"", len(payload) + 4) is None

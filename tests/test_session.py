@@ -35,9 +35,9 @@ from rig.messages import (
     StopRequested,
     TrialIntent,
 )
+from rig.places import places
 from rig.provenance import process_started
 from rig.recorder import Recorder
-from rig.session import places
 from rig.trial import State
 from stimuli.spec import Blank, Grating, LatentImage, Stimulus
 
@@ -131,6 +131,23 @@ class FakeScreen:
         return self._clock.now_ns()
 
 
+class FakeOnset:
+    """Remembers after which flips the line rose and fell."""
+
+    def __init__(self, screen: FakeScreen) -> None:
+        self.changes: list[tuple[int, int]] = []  # (level, stamp of the flip before)
+        self._screen = screen
+
+    def rise(self) -> None:
+        self.changes.append((1, self._screen.flips[-1][0]))
+
+    def fall(self) -> None:
+        self.changes.append((0, self._screen.flips[-1][0]))
+
+    def check(self) -> None:
+        pass
+
+
 class Script:
     """A bus that gives documents at set times and remembers what was sent, and on which flip."""
 
@@ -172,8 +189,8 @@ class Script:
 class Bench:
     """A session with everything around it fake but the code under test."""
 
-    def __init__(self, **settings: Any) -> None:
-        self.config = parse(config_text(**settings))
+    def __init__(self, text: str | None = None, **settings: Any) -> None:
+        self.config = parse(config_text(**settings) if text is None else text)
         self.clock = FakeClock()
         self.start_ns = self.clock.now_ns()
         self.where = places(self.config)
@@ -182,7 +199,10 @@ class Bench:
         self.stop = FakeStop(self.clock)
         display = self.config.display
         self.frames = FrameMaker(self.where.angles, display.background, display.gamma, self.config.limits, {})
-        self.session = Session(self.config, self.where, self.screen, self.line, self.frames, self.clock, self.stop)
+        self.onset = FakeOnset(self.screen)
+        self.session = Session(
+            self.config, self.where, self.screen, self.line, self.frames, self.clock, self.stop, self.onset
+        )
 
     def proposal(self, number: int, at_ms: float = 0, **more: Any) -> Proposal:
         made = proposal(number, self.config, **more)

@@ -20,8 +20,9 @@ from rig.messages import (
     Fault,
     Gap,
     SpikeBlock,
+    UnitList,
 )
-from rig.sources.lsl import LslSpikes
+from rig.sources.lsl import LslLoop
 from rig.sources.lsl_rows import Lane
 from tests.collector import Collector, Running
 
@@ -156,7 +157,7 @@ def animal(tag: str) -> Iterator[Animal]:
 
 def start(collector: Collector, names: tuple[str, str | None]) -> Running:
     source = LslSpikeSource(name="probe", stream=names[0], edges=names[1])
-    return Running(collector, lambda peer, stop, say: LslSpikes(source, peer, HostClock(), stop, say))
+    return Running(collector, lambda peer, stop, say: LslLoop(source, peer, HostClock(), stop, say))
 
 
 def received(collector: Collector) -> set[tuple[str, int]]:
@@ -184,10 +185,18 @@ def test_everything_sent_arrives_and_is_vouched_for(animal: Animal, with_edges: 
         assert {e for e in animal.edges if since <= e < end} <= edges if with_edges else not edges
         done = collector.all(Continuity)[-1]
         assert (done.lost_messages, done.state, done.sample_rate_hz) == (0, "streaming", 30_000.0)
-        pairs = collector.all(ClockSample)
+        pairs = [p for p in collector.all(ClockSample) if p.method == "arrival"]
         assert len(pairs) >= 6
+        assert {p.source for p in pairs} == {"probe"}
         for pair in pairs:  # the sender's stamp on the host clock, at most a turn of this test late
-            assert -1e6 < pair.arrival_host_ns - animal.host_ns(pair.device_sample) < 1e8
+            assert -1e6 < pair.pair_host_ns - animal.host_ns(pair.device_sample) < 1e8
+        trips = [p for p in collector.all(ClockSample) if p.method == "round_trip"]
+        assert {p.source for p in trips} == {"probe.lsl_clock"}
+        for trip in trips:  # sender and reader share this computer's clock
+            assert trip.round_trip_ns is not None
+            assert abs(trip.pair_host_ns - trip.device_sample * 1000) <= trip.round_trip_ns / 2 + 20_000
+        (units,) = collector.all(UnitList)
+        assert (units.units, units.measure) == (UNITS, "spikes")
     assert running.code == 0
 
 
@@ -240,5 +249,5 @@ def test_a_stream_of_another_kind_is_refused_at_once(tag: str) -> None:
     outlet = pylsl.StreamOutlet(info)
     reason, cure = failed((f"eeg-{tag}", None))
     assert "8 channels" in reason
-    assert "docs/wires.md" in cure
+    assert "docs/wires/lsl.md" in cure
     del outlet

@@ -1,20 +1,27 @@
 """The Open Ephys source on real sockets: against the animal's server with its fault switches, and against nothing."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import zmq
 
-from rig.animal.openephys_server import OpenEphysServer
+from rig.animal.openephys_faults import SWITCHES
+from rig.animal.openephys_server import OpenEphysServer, Quirks
+from rig.animal.openephys_voltage import Voltage
+from rig.animal.openephys_wire import data_frames, spike_frames, spike_waveform, ttl_frames
 from rig.animal.wire import Block
 from rig.clock import HostClock
-from rig.config_sources import OpenEphysSource
+from rig.config_sources import Multiunit, OpenEphysSource
 from rig.messages import (
     ClockSample,
     Continuity,
@@ -24,7 +31,7 @@ from rig.messages import (
     SpikeBlock,
 )
 from rig.sources.openephys import OpenEphys, probe
-from rig.sources.openephys_sockets import Receiver
+from rig.sources.openephys_sockets import Receiver, ReceiverDied
 from tests.collector import Collector, Running, free_ports
 
 UNITS = ("E01#0", "E02#0", "E03#1")
@@ -34,24 +41,29 @@ N = 696
 class Gui:
     """The animal's server, with blocks of random spikes and an edge in every tenth block."""
 
-    def __init__(self, port: int, stream: str = "ProbeA-AP") -> None:
+    def __init__(self, port: int, stream: str | None = "ProbeA-AP", quirks: bool = False, **more: Any) -> None:
         self.port = port
-        self.server = OpenEphysServer(UNITS, HostClock(), port=port, stream=stream)
+        if quirks:
+            more["quirks"] = Quirks(np.random.default_rng(7))
+        self.server = OpenEphysServer(UNITS, HostClock(), port=port, stream=stream, **more)
         self.faults = self.server.faults
         self.sent: set[tuple[str, int]] = set()
         self.edges: set[int] = set()
         self._first = 0
+        self._blocks = 0
         self._rng = np.random.default_rng(1)
 
     def block(self) -> None:
+        length = self.server.block_samples
         count = int(self._rng.poisson(6))
-        samples = np.sort(self._rng.choice(N, count, replace=False)).astype(np.int64) + self._first
+        samples = np.sort(self._rng.choice(length, count, replace=False)).astype(np.int64) + self._first
         units = self._rng.integers(0, len(UNITS), count)
-        edges = ((0, 1, self._first + 5),) if self._first // N % 10 == 0 else ()
-        self.server.send(Block(self._first, N, units, samples, edges))
+        edges = ((0, 1, self._first + 5),) if self._blocks % 10 == 0 else ()
+        self.server.send(Block(self._first, length, units, samples, edges))
         self.sent |= {(UNITS[u], int(s)) for u, s in zip(units, samples, strict=True)}
         self.edges |= {e[2] for e in edges}
-        self._first += N
+        self._first += length
+        self._blocks += 1
 
     def close(self) -> None:
         self.server.close()
@@ -65,7 +77,7 @@ def gui() -> Iterator[Gui]:
 
 
 def start(collector: Collector, port: int, stream: str | None = None) -> Running:
-    source = OpenEphysSource(name="probe", port=port, stream=stream)
+    source = OpenEphysSource(name="probe", port=port, stream=stream, http_port=None)
     return Running(collector, lambda peer, stop, say: OpenEphys(source, peer, HostClock(), stop, say))
 
 
@@ -193,9 +205,9 @@ def test_a_restart_of_acquisition_is_a_new_run(gui: Gui, samples: str) -> None:
         runs = sorted({c.run for c in collector.all(Continuity)})
         assert len(runs) == 2
         assert runs[1] == runs[0] + 1
+        assert faults(collector) == ["acquisition restarted"]
         second = [b for b in collector.all(SpikeBlock) if b.run == runs[1]]
         assert min(int(b.sample.min()) for b in second) >= gui._first - 20 * N - 100 - gui.server.offset
-        assert faults(collector) == []
 
 
 def test_a_killed_and_restarted_gui_is_found_again(gui: Gui) -> None:
@@ -235,13 +247,146 @@ def test_a_burst_after_a_pause_loses_nothing(gui: Gui) -> None:
         assert collector.all(Continuity)[-1].lost_messages == 0
 
 
-def test_two_processors_of_one_name_are_told(gui: Gui) -> None:
+def test_two_processors_of_one_name_are_told_and_kept_apart(gui: Gui) -> None:
     gui.faults.twin_node = True
     collector = Collector()
     with start(collector, gui.port) as running:
         until_ready(collector, running, gui)
         run_blocks(collector, gui, 10)
         collector.until(lambda: "ambiguous unit" in faults(collector))
+        collector.until(caught_up(collector, gui))
+        units = {u for b in collector.all(SpikeBlock) for u in b.units}
+        twins = {f"{u}@104" for u in units if "@" not in u}
+        assert twins
+        assert {u for u in units if "@" in u} == twins
+        assert missing(collector, gui) == set()
+
+
+def test_the_end_of_a_session_declares_a_lost_tail_as_a_gap(gui: Gui) -> None:
+    collector = Collector()
+    with start(collector, gui.port) as running:
+        until_ready(collector, running, gui)
+        run_blocks(collector, gui, 20)
+        gui.faults.drop_tail = True
+        run_blocks(collector, gui, 20)
+        collector.until(lambda: "no data" in faults(collector))
+    assert "tail missing" in faults(collector)
+    lost = {s for s in gui.sent - received(collector) if s[1] > 5 * N}  # the first blocks found nobody listening
+    last = collector.all(Continuity)[-1]
+    gaps = [g for c in collector.all(Continuity) for g in c.gaps]
+    # The clock knows 250 ms and more of silence; the 20 blocks were sent faster than a device could.
+    known = {s for s in lost if s[1] < last.watermark_sample + 5_000}
+    assert known
+    assert all(any(g.first_sample <= s[1] < g.end_sample for g in gaps) for s in known)
+
+
+def test_a_frozen_receiving_process_loses_and_declares_it(gui: Gui) -> None:
+    """The GUI keeps 1,000 messages for a listener and drops the rest."""
+    collector = Collector()
+    with start(collector, gui.port) as running:
+        until_ready(collector, running, gui)
+        run_blocks(collector, gui, 20)
+        pid = int(running.said[0]["ready"]["pid"])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for _ in range(9_000):  # some 60,000 messages, more than the network's buffers hold
+                gui.block()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        collector.until(caught_up(collector, gui), each=gui.block)
+        assert collector.all(Continuity)[-1].lost_messages > 1_000
+        assert "messages lost" in faults(collector)
+        assert all(f.since_host_ns is not None for f in collector.all(Fault) if f.what == "messages lost")
+        assert missing(collector, gui) == set()
+
+
+@pytest.mark.parametrize("name", ["back_jump", "clock_step", "late_block", "exit_mid_message", "non_ascii"])
+def test_switches_by_name_lose_nothing_in_silence(name: str) -> None:
+    timed = SWITCHES[name].seconds is not None
+    gui = Gui(free_ports(), stream=None, switches=(f"{name}@1.5",) if timed else (name,))
+    gui._first = 100_000
+    collector = Collector()
+    try:
+        with start(collector, gui.port) as running:
+            until_ready(collector, running, gui)
+            first = collector.all(Continuity)[-1].run
+            for _ in range(300):  # 7 s of the device
+                gui.block()
+                collector.turn(0.005)
+            collector.until(caught_up(collector, gui), each=gui.block if name == "exit_mid_message" else None)
+            told = set(faults(collector))
+            runs = collector.all(Continuity)[-1].run - first
+    finally:
+        gui.close()
+    expected: dict[str, tuple[set[str], int]] = {
+        "back_jump": ({"samples jumped back"}, 1),
+        "clock_step": (set(), 0),
+        "late_block": (set(), 0),
+        "exit_mid_message": ({"acquisition restarted", "messages lost"}, 1),  # it connects again within a block or two
+        "non_ascii": ({"non-ASCII name"}, 0),
+    }
+    words, more_runs = expected[name]
+    assert words - {"messages lost"} <= told <= words | {"no data"}
+    assert runs == more_runs
+    if not runs:
+        assert missing(collector, gui) == set()
+        assert collector.all(Continuity)[-1].lost_messages == 0
+
+
+def test_quirks_of_a_healthy_device_cost_nothing() -> None:
+    gui = Gui(free_ports(), stream=None, quirks=True)
+    collector = Collector()
+    try:
+        with start(collector, gui.port) as running:
+            until_ready(collector, running, gui)
+            run_blocks(collector, gui, 200)
+            collector.until(caught_up(collector, gui), each=gui.block)
+            assert set(faults(collector)) == {"non-ASCII name"}
+            assert missing(collector, gui) == set()
+            assert collector.all(Continuity)[-1].lost_messages == 0
+    finally:
+        gui.close()
+
+
+def test_blocks_that_are_too_short_leave_gaps_where_spikes_may_be_lost() -> None:
+    gui = Gui(free_ports(), switches=("short_blocks",))
+    collector = Collector()
+    try:
+        with start(collector, gui.port) as running:
+            until_ready(collector, running, gui)
+            run_blocks(collector, gui, 100)
+            collector.until(caught_up(collector, gui))
+            assert gui.server.sent.spikes_lost > 100
+            assert missing(collector, gui) == set()
+            assert "short blocks" in faults(collector)
+    finally:
+        gui.close()
+
+
+def test_units_of_our_own_threshold_over_the_wire() -> None:
+    voltage = Voltage(2, len(UNITS), np.random.default_rng(3))
+    gui = Gui(free_ports(), channels=2, voltage=voltage)
+    settings = Multiunit(channels=(0, 1), threshold_sd=-5.0)
+    source = OpenEphysSource(name="probe", port=gui.port, http_port=None, multiunit=settings)
+    collector = Collector()
+    try:
+        with Running(collector, lambda peer, stop, say: OpenEphys(source, peer, HostClock(), stop, say)) as running:
+            until_ready(collector, running, gui)
+            run_blocks(collector, gui, 150)
+            collector.until(caught_up(collector, gui))
+            gaps = [g for c in collector.all(Continuity) for g in c.gaps]
+            done = collector.all(Continuity)[-1].watermark_sample
+    finally:
+        gui.close()
+    blind = max(g.end_sample for g in gaps)
+    found = {(u, s) for u, s in received(collector) if u.startswith("MUA")}
+    for channel, unit in ((0, UNITS[0]), (1, UNITS[1])):
+        true = [s for u, s in gui.sent if u == unit and blind < s < done]
+        mine = np.array(sorted(s for u, s in found if u == f"MUA{channel}" and blind < s < done))
+        assert len(true) > 100
+        near = [bool((np.abs(mine - s) <= 15).any()) for s in true]
+        assert np.mean(near) > 0.9  # two spikes within the dead time are one
+        assert len(mine) <= 1.1 * len(true)
 
 
 def test_another_stream_than_the_pinned_one(gui: Gui) -> None:
@@ -351,37 +496,97 @@ def test_diagnosis_all_is_well(gui: Gui) -> None:
     assert found == [("", "")]
 
 
-def test_over_its_budget_the_receiver_drops_and_counts() -> None:
-    port = free_ports()
-    with zmq.Context() as context, context.socket(zmq.XPUB) as publisher:
-        publisher.setsockopt(zmq.SNDHWM, 0)
-        publisher.setsockopt(zmq.LINGER, 0)
-        publisher.bind(f"tcp://127.0.0.1:{port}")
-        receiver = Receiver(f"tcp://127.0.0.1:{port}", 100_000, HostClock())
-        try:
-            assert publisher.poll(5000)
-            publisher.recv()
-            for _ in range(200):
-                publisher.send_multipart([b"DATA\x00", b"{}", bytes(1000)])
-            end = threading.Event()
-            while receiver.waiting + receiver.dropped < 200:
-                end.wait(0.01)
-            assert 60 < receiver.waiting < 100
-            assert receiver.dropped == 200 - receiver.waiting
-            assert receiver.dropped_since_ns is not None
-            held = receiver.waiting
-            taken = receiver.take(1000)
-            assert len(taken) == held
-            assert [t for t, _ in taken] == sorted(t for t, _ in taken)
-            publisher.send_multipart([b"DATA\x00", b"{}", bytes(1000)])
-            while not receiver.waiting:  # there is room again
-                end.wait(0.01)
-        finally:
-            receiver.close()
+class Published:
+    """A publisher with a listener, without the limit of 1000 messages that the GUI has."""
+
+    def __init__(self, budget_bytes: int, channels: tuple[int, ...] = ()) -> None:
+        port = free_ports()
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.XPUB)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind(f"tcp://127.0.0.1:{port}")
+        self.receiver = Receiver(f"tcp://127.0.0.1:{port}", budget_bytes, channels)
+
+    def __enter__(self) -> "Published":
+        assert self.socket.poll(15_000), "no subscription came"
+        self.socket.recv()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.receiver.close()
+        self.socket.close()
+        self._context.term()
+
+    def take(self, count: int) -> list[tuple[int, list[bytes], int]]:
+        """Return the next `count` messages."""
+        clock, end, got = HostClock(), threading.Event(), []
+        last_ns = clock.now_ns() + 15_000_000_000
+        while len(got) < count:
+            assert clock.now_ns() < last_ns, f"{len(got)} of {count} messages came"
+            got += self.receiver.take()
+            end.wait(0.002)
+        return got
+
+
+def test_the_receiver_hands_on_what_is_needed_of_each_message_in_order() -> None:
+    wave = spike_waveform(-100.0)
+    volts = np.arange(50, dtype=np.float32)
+    sent = [
+        spike_frames(1, "s", 103, "E01", 7, 0, (-60.0,), wave, 0),
+        ttl_frames(2, "s", 100, 8, 0, 1, 1, 0),
+        data_frames(3, "s", 0, "CH1", 0, 30_000.0, volts, 0),
+        data_frames(4, "s", 12, "CH13", 0, 30_000.0, volts, 0),
+        [b"\x00\x00", b"{}"],
+        [b"lonely"],
+        [b"DATA\x00", b"two"],
+        [b"DATA\x00", b"a", b"b", b"fourth"],
+    ]
+    with Published(1 << 20, channels=(12,)) as published:
+        before = HostClock().now_ns()
+        for frames in sent:
+            published.socket.send_multipart(frames)
+        got = published.take(len(sent))
+    arrivals = [arrival for arrival, _, _ in got]
+    assert before < arrivals[0]
+    assert arrivals == sorted(arrivals)
+    assert [size for _, _, size in got] == [len(frames[-1]) for frames in sent]
+    left_behind = {0, 2}  # a waveform, and the voltage of a channel that nobody asked for
+    for k, (frames, (_, came, _)) in enumerate(zip(sent, got, strict=True)):
+        assert came == ([*frames[:2], b""] if k in left_behind else frames)
+
+
+def test_over_its_budget_the_receiver_drops_counts_and_goes_on() -> None:
+    total = 20_000
+    with Published(100_000) as published:
+        for k in range(total):  # 24 MB for somebody who takes nothing
+            published.socket.send_multipart([b"%06d" % k, bytes(1000)])
+        # What is dropped is told with the next batch: read until one message comes that was sent after all this.
+        clock, got = HostClock(), []
+        last_ns = clock.now_ns() + 30_000_000_000
+        while not got or got[-1][1][0] != b"after":
+            assert clock.now_ns() < last_ns
+            published.socket.send_multipart([b"after", b""])
+            got += published.take(1)
+        kept = [int(frames[0]) for _, frames, _ in got if frames[0] != b"after"]
+        receiver = published.receiver
+        assert 100 < len(kept) < 2_000  # the budget, what was read ahead and the pipe
+        assert kept == sorted(set(kept))
+        assert kept[:50] == list(range(50))
+        assert total - len(kept) <= receiver.dropped <= total - len(kept) + len(got)
+        assert receiver.dropped_since_ns is not None
+
+
+def test_a_receiving_process_that_dies_is_told() -> None:
+    with Published(1 << 20) as published:
+        os.kill(published.receiver.pid, signal.SIGKILL)
+        published.receiver._over.wait(10.0)
+        with pytest.raises(ReceiverDied, match="exit code -9"):
+            published.receiver.take()
 
 
 CONFIG = """
-sources: [{{type: openephys, name: probe, port: {port}}}]
+sources: [{{type: openephys, name: probe, port: {port}, http_port: null}}]
 responses: {{units: ["E01#0"]}}
 phases: [{{agent: present}}]
 """
@@ -441,6 +646,64 @@ def test_the_process_loads_no_heavy_library() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "psychopy", "h5py", "pylsl", "matplotlib", "scipy"} & set(loaded)
     assert "zmq" in loaded
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process")
+@pytest.mark.parametrize(("budget_mb", "dropped"), [(200, False), (1.1, True)])
+def test_a_stopped_source_loses_only_what_goes_beyond_its_budget_and_says_so(
+    gui: Gui, tmp_path: Path, budget_mb: float, dropped: bool
+) -> None:
+    config = CONFIG.format(port=gui.port).replace("http_port: null", f"http_port: null, byte_budget_mb: {budget_mb}")
+    (tmp_path / "config.yaml").write_text(config)
+    collector = Collector()
+    child = process(tmp_path, collector.endpoint)
+    try:
+        collector.until(lambda: received(collector), each=gui.block)
+        os.kill(child.pid, signal.SIGSTOP)
+        try:
+            pause = threading.Event()
+            for _ in range(8_000):  # some 55,000 messages of 0.5 kB
+                gui.block()
+                pause.wait(0.0002)
+        finally:
+            os.kill(child.pid, signal.SIGCONT)
+        collector.until(caught_up(collector, gui), within_s=30, each=gui.block)
+        assert missing(collector, gui) == set()
+        if dropped:
+            collector.until(lambda: "messages dropped" in faults(collector))
+        else:
+            assert "messages dropped" not in faults(collector)
+        assert any(c.lost_messages for c in collector.all(Continuity)) == dropped
+        told = [f for f in collector.all(Fault) if f.what in ("messages dropped", "messages lost")]
+        assert all(f.since_host_ns is not None for f in told)
+    finally:
+        child.kill()
+        child.communicate()
+        collector.hub.close()
+
+
+def test_the_receiving_process_loads_next_to_nothing() -> None:
+    code = "import sys; import rig.sources.openephys_receiver; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "zmq" in loaded
+    assert not {"numpy", "pydantic", "scipy", "rig.messages", "rig.config_sources"} & set(loaded)
+
+
+def test_the_receiving_process_ends_with_a_source_that_is_killed(gui: Gui, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG.format(port=gui.port))
+    collector = Collector()
+    child = process(tmp_path, collector.endpoint)
+    try:
+        collector.until(lambda: received(collector), each=gui.block)
+        assert child.stdout is not None
+        pid = int(json.loads(child.stdout.readline())["ready"]["pid"])
+        assert psutil.pid_exists(pid)
+        child.kill()
+        collector.until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    finally:
+        child.kill()
+        child.communicate()
+        collector.hub.close()
 
 
 def test_a_name_the_config_does_not_have(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rig.encoding import encode, encode_entry
 from rig.journal import JournalWriter, record
 from rig.messages import (
     DOCUMENT_TYPES,
+    BehaviourBlock,
     Document,
     Entry,
     Envelope,
@@ -26,13 +27,14 @@ from rig.messages import (
     SpikeBlock,
     StimulusPrepared,
     TraceBlock,
+    UnitList,
     kind_of,
 )
 from rig.view import SessionFile, build, follow
 from rig.view_fold import ViewFold
 from rig.view_tables import SCHEMAS
 from stimuli.render import gamma_table
-from tests.synthetic_session import Synthetic, write_journal
+from tests.synthetic_session import Synthetic, other_devices, write_journal
 
 ROOT = Path(__file__).parent.parent
 
@@ -110,7 +112,7 @@ def test_every_dataset_says_what_it_is(built: Path) -> None:
             assert "sample" not in name.split("/")[-1] or name.endswith("_hz"), name
             assert "clock" not in item.attrs, name
         if name.endswith("_hz"):
-            assert unit in ("spikes/s", "samples/s")
+            assert unit in ("per s", "samples/s")
 
     with h5py.File(built) as file:
         file.visititems(visit)
@@ -214,7 +216,12 @@ ELSEWHERE = {
     "stimulus_prepared": {"frame"},
     "spike_block": {"units"},
     "edge_block": set(),
-    "trace_block": {"units", "values"},
+    "unit_list": {"units", "scan_offset_s"},
+    "trace_block": {"frame", "sample", "arrival_host_ns", "values", "neuropil", "motion"},
+    "behaviour_block": {"sample", "arrival_host_ns", "values"},
+    "marker": set(),
+    "output_request": set(),
+    "output_done": set(),
     "clock_sample": set(),
     "continuity": {"gaps"},
     "fault": set(),
@@ -231,7 +238,12 @@ TABLE = {
     "stimulus_prepared": "stimuli/prepared",
     "spike_block": "spikes",
     "edge_block": "edges",
+    "unit_list": "unit_lists",
     "trace_block": "traces",
+    "behaviour_block": "behaviour",
+    "marker": "markers",
+    "output_request": "outputs/requests",
+    "output_done": "outputs/done",
     "clock_sample": "clocks",
     "continuity": "continuity",
     "fault": "faults",
@@ -247,6 +259,11 @@ def test_no_field_of_a_document_is_left_out(kind: str) -> None:
     columns = {c.name for s in SCHEMAS if s.path == TABLE[kind] for c in s.columns}
     fields = set(DOCUMENT_TYPES[kind].model_fields) - {"kind", "version"} - ELSEWHERE[kind]
     assert fields <= columns
+
+
+def test_the_tables_cover_all_kinds_that_have_one() -> None:
+    attributes_only = {"session_start", "session_stop", "stop_requested", "tick"}
+    assert set(TABLE) == set(DOCUMENT_TYPES) - attributes_only
 
 
 # --- rebuilt equals live
@@ -382,17 +399,133 @@ def test_units_that_the_config_does_not_name_get_a_column(tmp_path: Path) -> Non
         np.testing.assert_array_equal(file["responses/count"][1], [np.nan, 8, np.nan, 7])
 
 
-def test_traces_are_filed_value_by_value(tmp_path: Path) -> None:
+def with_other_devices(documents: list[Document]) -> list[Entry]:
     entries = latent_session()
-    values = np.arange(6, dtype=np.float64).reshape(3, 2)
-    block = TraceBlock(source="scope", run=2, units=("r0", "r1"), sample=np.arange(3, dtype=np.int64), values=values)
-    path = fold([*entries, after(entries[-1], block)], tmp_path / "session.h5")
+    for document in documents:
+        entries.append(after(entries[-1], document))
+    return entries
+
+
+def of_type(documents: list[Document], kind: type[Document], source: str = "scope") -> list[Any]:
+    return [d for d in documents if isinstance(d, kind) and d.source == source]
+
+
+def test_traces_are_matrices_one_group_per_unit_list(tmp_path: Path) -> None:
+    documents = other_devices()
+    path = fold(with_other_devices(documents), tmp_path / "session.h5")
+    first, second, other = of_type(documents, TraceBlock)
+    assert faults(path) == []
     with h5py.File(path) as file:
-        traces = file["traces"]
-        assert traces["value"][:].tolist() == [0, 1, 2, 3, 4, 5]
-        assert traces["sample"][:].tolist() == [0, 0, 1, 1, 2, 2]
-        assert file["units/name"].asstr()[:][traces["unit"][:]].tolist() == ["r0", "r1"] * 3
-        assert "column source" in traces["sample"].attrs["clock"]  # two devices now
+        assert file["traces/path"].asstr()[:].tolist() == ["/traces/scope_run2_list0", "/traces/scope_run2_list1"]
+        group = file[file["traces/path"].asstr()[0]]
+        assert dict(group.attrs) | {"description": ""} == {
+            "source": "scope",
+            "run": 2,
+            "list_number": 0,
+            "description": "",
+        }
+        for name in ("frame", "sample", "arrival_host_ns", "values"):
+            both = np.concatenate([getattr(first, name), getattr(second, name)])
+            np.testing.assert_array_equal(group[name][:], both)
+            assert group[name].dtype == both.dtype
+        for name in ("neuropil", "motion"):  # not sent with the first block
+            assert np.isnan(group[name][:3]).all()
+            np.testing.assert_array_equal(group[name][3:], getattr(second, name))
+        assert group["units"].asstr()[:].tolist() == ["r0", "r1"]
+        np.testing.assert_array_equal(group["scan_offset_s"][:], documents[0].scan_offset_s)
+        assert group["sample"].attrs["clock"] == "device scope"
+        assert file["traces/scope_run2_list1/values"][:].tolist() == other.values.tolist()
+        assert "neuropil" not in file["traces/scope_run2_list1"]
+
+
+def test_unit_lists_name_the_units_in_order(tmp_path: Path) -> None:
+    path = fold(with_other_devices(other_devices()), tmp_path / "session.h5")
+    with h5py.File(path) as file:
+        lists, rows = file["unit_lists"], file["unit_lists/units"]
+        names = file["units/name"].asstr()[:]
+        assert (lists["list_number"][:].tolist(), lists["from_sample"][:].tolist()) == ([0, 1], [0, 9000])
+        for k, want in enumerate((["r0", "r1"], ["r1"])):
+            at = slice(lists["first"][k], lists["first"][k] + lists["count"][k])
+            assert names[rows["unit"][at]].tolist() == want
+        assert rows["scan_offset_s"][:].tolist() == [0.0, 0.03, 0.0]
+
+
+def test_behaviour_markers_outputs_and_pairs_are_filed(tmp_path: Path) -> None:
+    documents = other_devices()
+    path = fold(with_other_devices(documents), tmp_path / "session.h5")
+    gaze = of_type(documents, BehaviourBlock, "eye")[:2]
+    nothing = np.iinfo(np.int64).min
+    with h5py.File(path) as file:
+        first, second = file["behaviour/path"].asstr()[:]
+        np.testing.assert_array_equal(file[first]["values"][:], np.concatenate([g.values for g in gaze]))
+        assert file[first]["channels"].asstr()[:].tolist() == ["gaze_x_deg", "pupil_mm"]
+        assert np.isnan(file[second]["values"][:]).tolist() == [[True]]
+        assert file["markers/text"].asstr()[:].tolist() == ["the animal is awake", "x"]
+        assert file["markers/sample"][:].tolist() == [nothing, 77]
+        requests, done = file["outputs/requests"], file["outputs/done"]
+        assert requests["trial"][:].tolist() == [3, -1]
+        assert requests["event_host_ns"][0] == nothing
+        assert done["reason"].asstr()[:].tolist() == ["", "nobody listens"]
+        np.testing.assert_array_equal(done["session_volume_ul"][:], [12.0, np.nan])
+        assert file["clocks/method"].asstr()[:].tolist() == ["round_trip", "edge"]
+        assert file["clocks/device_sample"][:].tolist() == [4.5, 5.0]
+        assert file["clocks/uncertainty_ns"][:].tolist() == [nothing, 40]
+        assert "column source" in file["clocks/device_sample"].attrs["clock"]  # several devices now
+
+
+def test_each_new_table_says_what_it_is(tmp_path: Path) -> None:
+    path = fold(with_other_devices(other_devices()), tmp_path / "session.h5")
+    seen = []
+
+    def visit(name: str, item: Any) -> None:
+        assert len(item.attrs["description"]) > 5, name
+        if isinstance(item, h5py.Dataset):
+            seen.append(name)
+            assert item.attrs["unit"], name
+            assert ("clock" in item.attrs) == (item.attrs["unit"] in ("ns", "device sample")), name
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    assert "traces/scope_run2_list0/motion" in seen
+
+
+def test_traces_and_behaviour_are_the_same_wherever_they_were_flushed(tmp_path: Path) -> None:
+    entries = with_other_devices(other_devices(blocks=5))
+    whole = fold(entries, tmp_path / "whole.h5")
+    out = SessionFile(tmp_path / "parts.part")
+    for entry in entries:
+        out.fold.apply(entry)
+        out.write()
+    out.close(tmp_path / "parts.h5")
+    assert contents(tmp_path / "parts.h5") == contents(whole)
+
+
+def test_traces_without_their_unit_list_are_kept_and_said(tmp_path: Path) -> None:
+    documents = [d for d in other_devices() if not isinstance(d, UnitList)]
+    path = fold(with_other_devices(documents), tmp_path / "session.h5")
+    assert [w for w, _ in faults(path)] == ["unit list missing"] * 2
+    with h5py.File(path) as file:
+        assert len(file["traces/scope_run2_list0/values"]) == 6
+        assert file["traces/scope_run2_list0/units"].asstr()[:].tolist() == ["", ""]
+
+
+def test_a_device_whose_name_is_a_path_does_not_reach_other_groups(tmp_path: Path) -> None:
+    evil = other_devices()[-2].model_copy(update={"source": "../presentations"})
+    path = fold(with_other_devices([evil]), tmp_path / "session.h5")
+    assert [w for w, _ in faults(path)] == ["document not understood"]
+
+
+def test_ten_thousand_traces_take_little_memory_until_they_are_written(tmp_path: Path) -> None:
+    units = tuple(f"roi{k}" for k in range(10_000))
+    out = SessionFile(tmp_path / "wide.part")
+    for entry in with_other_devices(other_devices(rows=3, units=units, blocks=4)):
+        out.fold.apply(entry)
+    assert 4 * 3 * 10_000 * 4 < out.fold.devices.pending_bytes < 10 * 3 * 10_000 * 4
+    out.write()
+    assert out.fold.devices.pending_bytes == 0
+    out.close(tmp_path / "wide.h5")
+    with h5py.File(tmp_path / "wide.h5") as file:
+        assert file["traces/scope_run2_list0/values"].shape == (12, 10_000)
 
 
 # --- the process

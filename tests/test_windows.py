@@ -19,8 +19,11 @@ from rig.messages import (
     Response,
     SpikeBlock,
     Tick,
+    TraceBlock,
     TrialIntent,
+    UnitList,
 )
+from rig.timing import drain_s
 from rig.windows import WindowFold
 
 RATE = 30_000
@@ -94,6 +97,37 @@ class Device:
     def clock(self, first: int, last: int) -> None:
         for sample in range(first, last, 7500):
             self.take(ClockSample(source="probe", run=self.run, device_sample=sample, pair_host_ns=ns(sample)))
+
+    def units(self, number: int, from_sample: int, *units: str) -> None:
+        self.take(
+            UnitList(
+                source="probe",
+                run=self.run,
+                list_number=number,
+                from_sample=from_sample,
+                units=units,
+                scan_offset_s=np.zeros(len(units)),
+                measure="spikes",
+            )
+        )
+
+    def frames(self, first: int, last: int, value: float, period: int = 1000) -> None:
+        """Send one bin of 1/30 s after the other; units a and b have `value` and twice that."""
+        frame = np.arange(first, last, dtype=np.int64)
+        self.take(
+            TraceBlock(
+                source="probe",
+                run=self.run,
+                list_number=0,
+                frame=frame,
+                sample=frame * period,
+                arrival_host_ns=frame * 0,
+                values=np.tile(np.array([[value, 2 * value]], np.float32), (len(frame), 1)),
+            )
+        )
+
+    def tick(self, seconds: float, closing: bool = False) -> None:
+        self.take(Tick(tick_host_ns=ns(seconds * RATE), closing=closing))
 
     def show(self, number: int, flip_sample: float, complete: bool = True) -> None:
         onset = ns(flip_sample)
@@ -209,6 +243,7 @@ def test_the_onset_is_corrected_for_the_rows_of_image_and_patch() -> None:
 
 def test_a_gap_in_the_window_makes_it_missing_and_never_zero() -> None:
     d = device()
+    d.spikes("a#0", [60_000])
     d.show(0, 90_000)
     d.edge(90_300)
     d.show(1, 99_000)
@@ -217,6 +252,8 @@ def test_a_gap_in_the_window_makes_it_missing_and_never_zero() -> None:
     first, second = d.responses
     assert (first.usable, second.usable) == (False, True)
     assert first.coverage == pytest.approx(0.9)
+    assert (first.lost_messages, second.lost_messages) == (2, 0)
+    assert second.count[0] == 0  # and not missing: its data are complete
     assert np.isnan(first.count).all()
     assert "90.0%" in first.reason
 
@@ -358,3 +395,414 @@ def test_at_the_end_nothing_stays_without_a_word() -> None:
     assert "closed" in d.responses[0].reason
     (lost,) = [f for f in d.out if isinstance(f, Fault)]
     assert (lost.what, lost.presentations) == ("announced and not recorded", (1,))
+
+
+# --- edges ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_edge_without_a_presentation_is_a_fault_once_its_record_must_have_come() -> None:
+    d = device()
+    d.edge(80_000)
+    d.show(0, 90_000)
+    d.edge(90_300)
+    d.advance(80_000 + int(2.1 * RATE) - 1)
+    assert d.faults == []
+    d.advance(80_000 + int(2.1 * RATE) + 1)
+    (fault,) = [f for f in d.out if isinstance(f, Fault)]
+    assert fault.what == "photodiode edge unpaired"
+    assert "at sample 80000 pairs with no presentation" in fault.detail
+    d.advance(400_000)
+    d.tick(20, closing=True)
+    assert d.faults == ["photodiode edge unpaired"]  # said once, and the edge of presentation 0 never
+
+
+def test_many_unpaired_edges_are_said_together_and_none_is_forgotten() -> None:
+    d = device()
+    d.tick(0)
+    for k in range(50):
+        d.edge(10_000 + 100 * k)
+    d.advance(400_000)
+    d.tick(9)
+    assert d.faults == ["photodiode edge unpaired"]
+    d.edge(390_000)
+    d.tick(11)
+    d.tick(12, closing=True)
+    said = [f.detail for f in d.out if isinstance(f, Fault)]
+    assert len(said) == 2
+    assert said[0].count("sample") + int(said[0].split("; and ")[1].split()[0]) == 50
+    assert "390000" in said[1]
+
+
+def test_an_edge_that_could_belong_to_two_is_given_to_none() -> None:
+    d = device()
+    d.spikes("a#0", [60_000])
+    d.show(0, 90_000)
+    d.show(1, 91_800)  # 60 ms later: what a display of its own rhythm may do
+    d.edge(91_200)
+    d.advance(120_000)
+    assert [r.onset_source for r in d.responses] == ["flip", "flip"]
+    ambiguous = [f for f in d.out if isinstance(f, Fault) and f.what == "photodiode edge ambiguous"]
+    assert ambiguous[0].presentations == (0, 1)
+    assert "at sample 91200 could belong to presentations 0 and 1" in ambiguous[0].detail
+
+
+def test_two_edges_for_one_presentation_widen_its_uncertainty() -> None:
+    d = device()
+    d.show(0, 90_000)
+    d.edge(90_300)
+    d.edge(90_450)  # the photodiode bounced
+    d.advance(120_000)
+    (r,) = d.responses
+    assert r.onset_sample == 90_300
+    assert r.onset_uncertainty_ns == pytest.approx(151 * 1e9 / RATE, abs=2)
+    d.tick(20, closing=True)
+    assert d.faults == ["photodiode edge unpaired"]
+
+
+def test_the_edge_of_a_presentation_that_is_not_scored_is_no_fault() -> None:
+    d = device()
+    d.show(0, 90_000, complete=False)
+    d.edge(90_300)
+    d.show(1, 96_000)  # times out: its data come late
+    d.tick(6)
+    d.edge(96_300)
+    d.advance(400_000)
+    d.tick(20, closing=True)
+    assert [r.usable for r in d.responses] == [False, False]
+    assert d.faults == []
+
+
+def test_an_edge_that_comes_after_its_response_is_named() -> None:
+    d = device()
+    d.show(0, 90_000)
+    d.advance(99_000)
+    d.edge(90_300)
+    d.advance(400_000)
+    assert [r.onset_source for r in d.responses] == ["flip"]
+    assert d.faults == ["photodiode edge missing", "photodiode edge late"]
+
+
+def test_without_edges_the_uncertainty_covers_the_spread_of_the_lags() -> None:
+    d = device()
+    for k in range(9):
+        d.show(k, 90_000 + 6000 * k)
+        if k < 8:
+            d.edge(90_000 + 6000 * k + (900 if k % 2 else 100))
+    d.clock(90_000, 150_000)
+    d.advance(160_000)
+    last = d.responses[8]
+    assert last.onset_sample is not None
+    assert last.onset_uncertainty_ns is not None
+    for true in (100, 900):
+        error_ns = abs(last.onset_sample - (90_000 + 6000 * 8 + true)) * 1e9 / RATE
+        assert error_ns <= last.onset_uncertainty_ns
+
+
+def test_an_edge_that_was_judged_before_its_response_could_be_measured_is_still_its_own() -> None:
+    text = COUNTS.replace("lsl_counts", "lsl_calcium") % ("0, calcium: {lag_s: 3, neuropil: 0}", "none")
+    d = Device(WindowFold(parse(text)))
+    d.units(0, 0, "a#0", "b#0")
+    d.frames(0, 3, 1.0)
+    d.advance(3000)
+    d.clock(0, 90_000)
+    d.frames(3, 166, 1.0)
+    shown_at(d, 0, 91_500)
+    d.advance(91_500 + int(2.5 * RATE))  # the record of its image must have come; its values are not final
+    assert d.responses == []
+    d.frames(166, 300, 1.0)
+    d.advance(300_000)
+    assert [(r.onset_source, r.onset_sample) for r in d.responses] == [("photodiode", 91_500)]
+    assert d.faults == []
+
+
+# --- units ------------------------------------------------------------------------------------------------------------
+
+
+def shown_at(d: Device, number: int, edge: int) -> None:
+    d.show(number, edge)
+    d.edge(edge)
+
+
+def test_a_unit_that_disappears_is_missing_from_then_on_and_scored_again_when_it_is_back() -> None:
+    d = device()
+    d.units(0, 0, "a#0", "b#0")
+    d.spikes("a#0", [92_000, 102_000, 111_000, 120_000])
+    for k, edge in enumerate((90_000, 100_000, 109_000, 118_000)):
+        shown_at(d, k, edge)
+    d.units(1, 103_000, "a#0", "c#0")  # in the middle of the second window
+    d.units(2, 117_000, "a#0", "c#0", "b#0")
+    d.clock(90_000, 150_000)
+    d.advance(160_000)
+    assert [r.count[0] for r in d.responses] == [1, 1, 1, 1]
+    assert [r.usable for r in d.responses] == [True] * 4
+    b = [r.count[1] for r in d.responses]
+    assert b[0] == 0  # it is listed: silence is zero
+    assert np.isnan(b[1:3]).all()
+    assert b[3] == 0
+    said = {f.what: f.detail + " " + f.done for f in d.out if isinstance(f, Fault)}
+    assert "no longer has b#0 from sample 103000 on" in said["units gone"]
+    assert "scored missing, not zero, from then on: b#0" in said["units gone"]
+    assert "has for the first time c#0" in said["new units"]
+    d.tick(1)
+    d.tick(12)
+    back = [f.detail for f in d.out if isinstance(f, Fault) and f.what == "new units"]
+    assert "has again b#0" in back[1]
+
+
+def test_a_list_without_a_scored_unit_says_so_at_once() -> None:
+    d = device()
+    d.units(0, 0, "a#0", "b#O")
+    (fault,) = [f for f in d.out if isinstance(f, Fault)]
+    assert fault.what == "unit never seen"
+    assert "'b#0' (perhaps 'b#O')" in fault.detail
+
+
+def test_with_no_unit_there_a_response_is_unusable() -> None:
+    d = device()
+    d.units(0, 0, "c#0")
+    shown_at(d, 0, 90_000)
+    d.advance(120_000)
+    assert [r.reason for r in d.responses] == ["none of its units was there"]
+
+
+def images(d: Device, first: int, start: float, number: int = 10) -> None:
+    """Show images that need no data: they count as shown and are missing."""
+    for k in range(number):
+        d.show(first + k, start + 6000 * k, complete=False)
+
+
+def test_a_unit_that_falls_silent_is_said_and_its_zeros_count() -> None:
+    rng = np.random.default_rng(5)
+    d = device(line="null")
+    spikes = np.cumsum(rng.exponential(RATE / 20, 400)).astype(int)  # 20 spikes/s for 20 s
+    d.spikes("a#0", spikes.tolist())
+    d.spikes("b#0", [100])  # too few to know its rate
+    end = int(spikes[-1])
+    rate = 399 / (end - int(spikes[0]))
+    due = max(int(13.8155 / rate), 2 * int(np.diff(spikes).max()))
+    d.clock(90_000, end + 5 * RATE)
+    images(d, 0, end)
+    d.advance(end + due - 10)
+    d.tick(1)
+    assert d.faults == []
+    d.advance(end + due + 10)
+    d.tick(2)
+    (fault,) = [f for f in d.out if isinstance(f, Fault)]
+    assert fault.what == "unit silent"
+    assert f"a#0 has not fired for {due / RATE:.1f} s, after {rate * RATE:.2f} spikes/s" in fault.detail
+    d.show(10, end + 3 * RATE)
+    d.advance(end + 5 * RATE)
+    assert [(r.usable, r.count[0]) for r in d.responses[10:]] == [(True, 0)]
+    d.tick(3)
+    assert d.faults == ["unit silent"]
+    d.spikes("a#0", [end + 6 * RATE])
+    assert d.faults == ["unit silent", "unit fires again"]
+
+
+def test_a_silence_without_images_is_no_fault() -> None:
+    d = device(line="null")
+    d.spikes("a#0", list(range(0, 600_000, 1500)))
+    images(d, 0, 600_000, 9)
+    d.advance(2_000_000)
+    d.tick(1)
+    assert d.faults == []
+    images(d, 9, 2_000_000, 1)
+    d.tick(2)
+    assert d.faults == ["unit silent"]
+
+
+def test_a_pause_like_the_ones_before_is_no_fault() -> None:
+    d = device(line="null")
+    for burst in range(20):  # a cell that fires for 1 s and is silent for 3 s
+        d.spikes("a#0", [burst * 4 * RATE + k * 600 for k in range(50)])
+        images(d, 20 * burst, burst * 4 * RATE, 20)
+        d.advance((burst + 1) * 4 * RATE)
+        d.tick(burst)
+    # 12.5 spikes/s on average: each silence of 3 s has p < 1e-6, but after the first one it is known to pause.
+    assert d.faults == ["unit silent", "unit fires again"]
+    images(d, 400, 80 * RATE, 20)
+    d.advance(80 * RATE + 2 * RATE)
+    d.tick(40)
+    assert d.faults == ["unit silent", "unit fires again"]
+    d.advance(80 * RATE + 4 * RATE)
+    d.tick(60)
+    assert d.faults == ["unit silent", "unit fires again", "unit silent"]
+
+
+def test_silence_in_a_gap_is_not_the_unit_s() -> None:
+    d = device(line="null")
+    d.spikes("a#0", list(range(0, 600_000, 3000)))
+    images(d, 0, 600_000)
+    d.advance(600_000)
+    d.advance(900_000, (Gap(first_sample=600_000, end_sample=900_000, messages=9),))
+    d.tick(1)
+    assert d.faults == []
+    d.advance(1_000_000)
+    d.tick(2)
+    assert d.faults == ["unit silent"]
+
+
+def test_a_new_unit_is_named_once_the_source_is_known() -> None:
+    d = device()
+    d.spikes("a#0", [100])
+    d.advance(1000)
+    d.tick(1)
+    d.spikes("b#0", [200])
+    assert d.faults == []
+    d.advance(61 * RATE)
+    d.tick(2)
+    d.spikes("z#0", [61 * RATE + 5])
+    (fault,) = [f for f in d.out if isinstance(f, Fault) and f.what == "new units"]
+    assert "first spikes of z#0" in fault.detail
+
+
+# --- late data, clocks ------------------------------------------------------------------------------------------------
+
+
+def test_spikes_for_a_closed_window_are_counted_and_the_presentation_named() -> None:
+    d = device()
+    d.spikes("a#0", [92_000])
+    shown_at(d, 0, 90_000)
+    shown_at(d, 1, 96_000)
+    d.advance(99_000)
+    d.spikes("other#0", [92_500])
+    d.spikes("a#0", [91_499, 92_500, 92_501, 98_000])  # two in the window of the first, one before, one in the open
+    (fault,) = [f for f in d.out if isinstance(f, Fault)]
+    assert fault.what == "late data"
+    assert fault.presentations == (0,)
+    assert fault.detail.startswith("2 spikes of scored units")
+    d.advance(120_000)
+    assert [r.count[0] for r in d.responses] == [1, 1]
+
+
+def test_late_data_of_a_presentation_that_timed_out_are_named_too() -> None:
+    d = device(line="null")
+    d.advance(91_000)
+    d.show(0, 90_000)
+    d.tick(6)
+    assert [r.usable for r in d.responses] == [False]
+    d.advance(99_000)
+    d.spikes("a#0", [93_000])
+    (fault,) = [f for f in d.out if isinstance(f, Fault)]
+    assert (fault.what, fault.presentations) == ("late data", (0,))
+    assert "missing already" in fault.detail
+
+
+def test_warnings_of_the_clock_map_become_faults() -> None:
+    d = device()
+    for k in range(400):  # 400 ppm fast
+        sample = 90_000 + 7500 * k
+        d.take(
+            ClockSample(
+                source="probe",
+                run=0,
+                device_sample=sample,
+                pair_host_ns=ns(sample * 1.0004),
+                method="round_trip",
+                round_trip_ns=100_000,
+            )
+        )
+    d.tick(100)
+    assert any("clock" in what for what in d.faults)
+    d.tick(120)
+    assert len(d.faults) == len(set(d.faults))
+
+
+# --- baseline ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_baseline_for_each_presentation_adds_half_as_much_variance_again_and_a_pooled_one_does_not() -> None:
+    # Homogeneous Poisson spikes, a baseline window twice as long as the response window w: the variance of
+    # count - w/2w * early is r w (1 + 1/2), with a pool of n presentations r w (1 + 1/(2 n)) and a little less.
+    def variance(kind: str) -> float:
+        text = CONFIG % ("0", 0.0, f"{kind}, window_s: [-0.1, 0.1], pool: 50")
+        text += "presentation: {on_s: 0.1, off_s: 0.3}\n"
+        d = Device(WindowFold(parse(text.replace("[0.05, 0.15]", "[0.1, 0.2]"))))
+        d.advance(0)
+        d.clock(0, 90_000)
+        rng = np.random.default_rng(3)
+        for k in range(3000):
+            edge = 90_000 + 12_000 * k
+            d.spikes("a#0", np.sort(rng.integers(edge - 3000, edge + 9000, rng.poisson(30))).tolist())
+            if k % 20 == 0:
+                d.clock(edge, edge + 12_000)
+            shown_at(d, k, edge)
+            d.advance(edge + 9000)
+        rates = [float(r.rate_hz[0]) for r in d.responses[100:] if r.usable]
+        assert len(rates) > 2700
+        return float(np.var(rates))
+
+    plain = 75 / 0.1  # rate / window: Poisson
+    # The standard error of a variance over 2,900 presentations is 2.6 %.
+    assert variance("none") / plain == pytest.approx(1.0, abs=0.08)
+    assert variance("pre") / plain == pytest.approx(1.5, abs=0.12)
+    assert variance("block") / plain == pytest.approx(1.01, abs=0.08)
+
+
+# --- binned counts and traces -----------------------------------------------------------------------------------------
+
+COUNTS = """
+sources: [{type: lsl_counts, name: probe, stream: x, photodiode_line: %s}]
+responses: {units: ["a#0", "b#0"], window_s: [0.05, 0.15], timeout_s: 2.0, baseline: {kind: %s}}
+phases: [{agent: present}]
+presentation: {on_s: 0.1, off_s: 0.3}
+"""
+
+
+def counting(baseline: str = "none") -> Device:
+    d = Device(WindowFold(parse(COUNTS % ("0", baseline))))
+    d.units(0, 0, "a#0", "b#0")  # comes before the rate is known
+    d.frames(0, 3, 0.0)
+    d.advance(3000)
+    d.clock(0, 90_000)
+    return d
+
+
+def test_binned_counts_are_summed_over_the_bins_in_the_window() -> None:
+    d = counting()
+    d.frames(3, 93, 0.0)
+    d.frames(93, 96, 2.0)
+    d.frames(96, 120, 0.0)
+    shown_at(d, 0, 91_500)  # window 93_000 to 96_000
+    d.advance(120_000)
+    (r,) = d.responses
+    assert (r.measure, r.run, r.usable) == ("counts", 0, True)
+    assert r.count.tolist() == [6, 12]
+    assert r.rate_hz == pytest.approx([60, 120])
+
+
+def test_a_pooled_baseline_of_counts_is_scaled_to_the_window() -> None:
+    d = counting("block, window_s: [-0.1, 0.1]")
+    d.frames(3, 400, 1.0)
+    for k in range(5):
+        shown_at(d, k, 91_500 + 12_000 * k)
+    d.advance(390_000)
+    assert [r.baseline.tolist() for r in d.responses] == [[3, 6]] * 5
+    assert [r.rate_hz.tolist() for r in d.responses] == [[0, 0]] * 5
+
+
+def test_a_lost_bin_makes_the_units_missing() -> None:
+    d = counting()
+    d.frames(3, 94, 1.0)
+    d.frames(95, 130, 1.0)
+    shown_at(d, 0, 91_500)
+    d.advance(120_000)
+    (r,) = d.responses
+    assert not r.usable
+    assert np.isnan(r.count).all()
+    assert "data problem" in d.faults
+
+
+def test_time_outs_and_draining_know_the_lag_of_the_deconvolution() -> None:
+    spikes, text = parse(CONFIG % ("0", 0.0, "none")), COUNTS % ("0", "none")
+    calcium = text.replace("lsl_counts, name: probe", "lsl_calcium, name: probe, calcium: {lag_s: 3, neuropil: 0}")
+    assert drain_s(parse(calcium)) == pytest.approx(drain_s(spikes) + 3 + 1)
+    d = Device(WindowFold(parse(calcium)))
+    d.advance(0)
+    d.clock(0, 90_000)
+    d.show(0, 90_000)
+    d.tick(3 + 0.15 + 2 + 3.9)
+    assert d.responses == []
+    d.tick(3 + 0.15 + 2 + 4.1)
+    assert [r.usable for r in d.responses] == [False]
+    assert d.responses[0].measure == "deconvolved"

@@ -32,6 +32,10 @@ BLINK_S = 0.12
 LID_GREY = 128
 
 
+# Asked with the host time, ns: how far the gaze is from the fixation point (pixels right, down), is the lid closed?
+Follow = Callable[[int], tuple[int, int, bool]]
+
+
 class ScreenError(Exception):
     """The screen cannot be looked at; `reason` says why, `cure` what to do."""
 
@@ -116,6 +120,7 @@ class Eye:
         rng: np.random.Generator,
         saccades: bool = False,
         blinks: bool = False,
+        follow: Follow | None = None,
     ) -> None:
         width, height = screen.size_px
         if image.right > width or image.bottom > height:
@@ -135,6 +140,8 @@ class Eye:
         self._raw = b""
         self._settling: _Settling | None = None
         self._gaze = image
+        self._jump_px = (0, 0)  # right, down
+        self._follow, self._followed = follow, (0, 0, False)
         self._lid_closed = False
         self._next_saccade_ns = self._after(SACCADE_EVERY_S) if saccades else None
         self._next_lid_ns = self._after(BLINK_EVERY_S) if blinks else None
@@ -192,7 +199,7 @@ class Eye:
         return changed
 
     def _glance(self, now_ns: int) -> None:
-        raw = self._lid if self._lid_closed else self._screen.grab(self._gaze)
+        raw = self._lid if self._lid_closed or self._followed[2] else self._screen.grab(self._gaze)
         waiting = self._settling
         if waiting is not None:
             if raw == waiting.raw or waiting.looks >= MAX_SETTLING:
@@ -217,16 +224,26 @@ class Eye:
         """Jump with the gaze, open or close the lid, when it is time to."""
         if self._next_saccade_ns is not None and now_ns >= self._next_saccade_ns:
             right, down = np.rint(self._rng.normal(0.0, SACCADE_PX, 2)).astype(int)
-            width, height = self._screen.size_px
-            left = int(np.clip(self._image.left + right, 0, width - self._image.width))
-            top = int(np.clip(self._image.top + down, 0, height - self._image.height))
-            self._gaze = Rect(left, top, self._image.width, self._image.height)
+            self._jump_px = (int(right), int(down))
             self._next_saccade_ns = self._after(SACCADE_EVERY_S)
-            self._last_glance_ns = min(self._last_glance_ns, now_ns - self._glance_ns)
+            self._look_there(now_ns)
+        if self._follow is not None and (now := self._follow(now_ns)) != self._followed:
+            self._followed = now
+            self._look_there(now_ns)
         if self._next_lid_ns is not None and now_ns >= self._next_lid_ns:
             self._lid_closed = not self._lid_closed
             self._next_lid_ns = now_ns + int(BLINK_S * 1e9) if self._lid_closed else self._after(BLINK_EVERY_S)
             self._last_glance_ns = min(self._last_glance_ns, now_ns - self._glance_ns)
+
+    def _look_there(self, now_ns: int) -> None:
+        """Point the eye where jumps and the followed gaze say, within the screen; look at once."""
+        width, height = self._screen.size_px
+        left = self._image.left + self._jump_px[0] + self._followed[0]
+        top = self._image.top + self._jump_px[1] + self._followed[1]
+        left = int(np.clip(left, 0, width - self._image.width))
+        top = int(np.clip(top, 0, height - self._image.height))
+        self._gaze = Rect(left, top, self._image.width, self._image.height)
+        self._last_glance_ns = min(self._last_glance_ns, now_ns - self._glance_ns)
 
     def _after(self, mean_s: float) -> int:
         """Draw the time of the next event: exponential with a floor of a quarter of the mean."""

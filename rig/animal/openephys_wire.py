@@ -17,18 +17,24 @@ F32 = npt.NDArray[np.float32]
 DATA_ENVELOPE = b"DATA\x00"
 EVENT_ENVELOPE = b"EVENT\x00"
 TTL_EVENT = 3
+TTL = struct.Struct("<BBQ")
 SPIKE_SAMPLES = 40
 PEAK_INDEX = 9
 LARGEST_PLAIN_FLOAT = 1e6  # the GUI writes larger numbers with an exponent, which this module does not imitate
 
 
+def header_text(fields: dict[str, Any], style: Style) -> str:
+    """Return a header's text as the GUI makes it: `fields` in their order, JSON of indent 2 with CRLF."""
+    return json.dumps(fields, indent=2, ensure_ascii=style == "0.6").replace("\n", "\r\n")
+
+
 def header_bytes(fields: dict[str, Any], style: Style) -> bytes:
-    """Return a header as the GUI writes it: `fields` in their order, JSON of indent 2 with CRLF.
+    """Return a header as the GUI sends it.
 
     GUI 1.0 gives the frame's length in code points, so every UTF-8 continuation byte in the text costs one byte at the
     end of the frame; GUI 0.6 escapes non-ASCII text and loses nothing.
     """
-    text = json.dumps(fields, indent=2, ensure_ascii=style == "0.6").replace("\n", "\r\n")
+    text = header_text(fields, style)
     return text.encode()[: len(text)]
 
 
@@ -36,6 +42,33 @@ def _plain(value: float, what: str) -> float:
     if abs(value) >= LARGEST_PLAIN_FLOAT:
         raise ValueError(f"{what} {value} needs the GUI's exponent notation; keep it below {LARGEST_PLAIN_FLOAT:.0f}")
     return float(value)
+
+
+def data_fields(
+    message_num: int,
+    stream: str,
+    channel_num: int,
+    channel_name: str,
+    sample_num: int,
+    sample_rate: float,
+    num_samples: int,
+    timestamp_ms: int,
+) -> dict[str, Any]:
+    """Return the header of one continuous channel's block of `num_samples` from `sample_num` on."""
+    return {
+        "message_num": message_num,
+        "type": "data",
+        "content": {
+            "stream": stream,
+            "channel_num": channel_num,
+            "channel_name": channel_name,
+            "num_samples": num_samples,
+            "sample_num": sample_num,
+            "sample_rate": _plain(sample_rate, "sample_rate"),
+        },
+        "data_size": 4 * num_samples,
+        "timestamp": timestamp_ms,
+    }
 
 
 def data_frames(
@@ -50,21 +83,21 @@ def data_frames(
     style: Style = "1.0",
 ) -> list[bytes]:
     """Return the three frames of one continuous channel's block: `samples` (sample,) from `sample_num` on."""
-    fields = {
+    fields = data_fields(
+        message_num, stream, channel_num, channel_name, sample_num, sample_rate, len(samples), timestamp_ms
+    )
+    return [DATA_ENVELOPE, header_bytes(fields, style), samples.astype("<f4").tobytes()]
+
+
+def ttl_fields(message_num: int, stream: str, source_node: int, sample_num: int, timestamp_ms: int) -> dict[str, Any]:
+    """Return the header of one TTL edge."""
+    return {
         "message_num": message_num,
-        "type": "data",
-        "content": {
-            "stream": stream,
-            "channel_num": channel_num,
-            "channel_name": channel_name,
-            "num_samples": len(samples),
-            "sample_num": sample_num,
-            "sample_rate": _plain(sample_rate, "sample_rate"),
-        },
-        "data_size": 4 * len(samples),
+        "type": "event",
+        "content": {"stream": stream, "source_node": source_node, "type": TTL_EVENT, "sample_num": sample_num},
+        "data_size": TTL.size,
         "timestamp": timestamp_ms,
     }
-    return [DATA_ENVELOPE, header_bytes(fields, style), samples.astype("<f4").tobytes()]
 
 
 def ttl_frames(
@@ -79,14 +112,37 @@ def ttl_frames(
     style: Style = "1.0",
 ) -> list[bytes]:
     """Return the three frames of one TTL edge; `line` is 0-based, `word` holds lines 0-63 after the edge."""
-    fields = {
+    fields = ttl_fields(message_num, stream, source_node, sample_num, timestamp_ms)
+    return [EVENT_ENVELOPE, header_bytes(fields, style), TTL.pack(line, state, word)]
+
+
+def spike_fields(
+    message_num: int,
+    stream: str,
+    source_node: int,
+    electrode: str,
+    sample_num: int,
+    sorted_id: int,
+    threshold: tuple[float, ...],
+    shape: tuple[int, int],
+    timestamp_ms: int,
+) -> dict[str, Any]:
+    """Return the header of one spike whose waveform has `shape` (channel, sample); `sample_num` is its peak."""
+    return {
         "message_num": message_num,
-        "type": "event",
-        "content": {"stream": stream, "source_node": source_node, "type": TTL_EVENT, "sample_num": sample_num},
-        "data_size": 10,
+        "type": "spike",
+        "spike": {
+            "stream": stream,
+            "source_node": source_node,
+            "electrode": electrode,
+            "sample_num": sample_num,
+            "num_channels": shape[0],
+            "num_samples": shape[1],
+            "sorted_id": sorted_id,
+            "threshold": [_plain(t, "threshold") for t in threshold],
+        },
         "timestamp": timestamp_ms,
     }
-    return [EVENT_ENVELOPE, header_bytes(fields, style), struct.pack("<BBQ", line, state, word)]
 
 
 def spike_frames(
@@ -103,21 +159,9 @@ def spike_frames(
 ) -> list[bytes]:
     """Return the three frames of one spike: `waveform` (channel, sample) in microvolts, `sample_num` of the peak."""
     channels, samples = waveform.shape
-    fields = {
-        "message_num": message_num,
-        "type": "spike",
-        "spike": {
-            "stream": stream,
-            "source_node": source_node,
-            "electrode": electrode,
-            "sample_num": sample_num,
-            "num_channels": channels,
-            "num_samples": samples,
-            "sorted_id": sorted_id,
-            "threshold": [_plain(t, "threshold") for t in threshold],
-        },
-        "timestamp": timestamp_ms,
-    }
+    fields = spike_fields(
+        message_num, stream, source_node, electrode, sample_num, sorted_id, threshold, (channels, samples), timestamp_ms
+    )
     return [EVENT_ENVELOPE, header_bytes(fields, style), waveform.astype("<f4").tobytes()]
 
 

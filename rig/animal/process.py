@@ -10,23 +10,40 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from rig import child
 from rig.animal.amplifier import Amplifier
+from rig.animal.behaviour import BehaviourOutlet, Follower, schedule
 from rig.animal.cortex import Cortex, Population
 from rig.animal.device_clock import DeviceClock
+from rig.animal.event_broadcaster import EventBroadcaster
 from rig.animal.eye import Eye, RealScreen, ScreenError
+from rig.animal.lsl_calcium import LslCalcium
+from rig.animal.lsl_counts import LslCounts
 from rig.animal.lsl_outlets import LslOutlets
 from rig.animal.neurons import Habits, Neurons
-from rig.animal.openephys_server import Faults, OpenEphysServer
+from rig.animal.openephys_faults import Faults
+from rig.animal.openephys_gui import with_http
+from rig.animal.openephys_rehearsal import open_openephys
+from rig.animal.spikes_publisher import SpikesPublisher
+from rig.animal.traces_publisher import TracesPublisher
 from rig.animal.truth_log import TruthError, TruthLog
 from rig.animal.wire import Wire, WireError
 from rig.clock import Clock, HostClock
 from rig.config import Config, ConfigError
-from rig.config_sources import LslSpikeSource, OpenEphysSource
+from rig.config_sources import (
+    LslCalciumSource,
+    LslCountSource,
+    LslSpikeSource,
+    NeuralSource,
+    OpenEphysEventsSource,
+    OpenEphysSource,
+    SpikesWireSource,
+    TracesWireSource,
+)
 from stimuli.geometry import Rect, image_rect, patch_rect
 
 RATE_HZ = 30_000.0
@@ -34,6 +51,7 @@ EYE_PRIORITY = 4  # below the rig's: the animal must never disturb the screen it
 SWITCH_S = 0.0005  # how long a busy thread may hold up the eye
 LARGEST_FIRST_SAMPLE = 10_000_000
 DEFAULT_STREAM = "ProbeA-AP"
+S = TypeVar("S", bound=NeuralSource)
 
 
 class Ending(Protocol):
@@ -59,22 +77,61 @@ def look_rects(config: Config) -> tuple[Rect, Rect | None]:
     return image, patch
 
 
-def open_wire(config: Config, units: tuple[str, ...], clock: Clock, faults: Faults | None = None) -> tuple[Wire, int]:
-    """Open the wire that the config's first fitting source listens to; return it and the photodiode's line."""
-    kind = config.animal.wire
-    wanted = OpenEphysSource if kind == "openephys" else LslSpikeSource
-    source = next((s for s in config.sources if isinstance(s, wanted)), None)
-    if isinstance(source, OpenEphysSource):
-        stream = source.stream or DEFAULT_STREAM
-        server = OpenEphysServer(units, clock, source.port, stream, RATE_HZ, faults=faults)
-        return server, source.photodiode_line or 0
-    if isinstance(source, LslSpikeSource):
-        return LslOutlets(units, clock, source.stream, source.edges, RATE_HZ), source.photodiode_line or 0
-    listens_to = "openephys" if kind == "openephys" else "lsl_spikes"
+def _listener(config: Config, kind: type[S]) -> S:
+    """Return the first source of the config that listens to the animal's wire; raises WireError."""
+    source = next((s for s in config.sources if isinstance(s, kind)), None)
+    if source is not None:
+        return source
+    listens_to = kind.model_fields["type"].default
     raise WireError(
-        f"animal.wire is {kind}, but no source in the config is of type {listens_to}",
+        f"animal.wire is {config.animal.wire}, but no source in the config is of type {listens_to}",
         f"add a source of type {listens_to}, or change animal.wire",
     )
+
+
+def open_wire(
+    config: Config,
+    units: tuple[str, ...],
+    clock: Clock,
+    faults: Faults | None,
+    device: DeviceClock,
+    rng: np.random.Generator,
+) -> tuple[Wire, int]:
+    """Open the wire that the config's first fitting source listens to; return it and the photodiode's line.
+
+    `device` is asked by wires that answer what time it is; `rng` draws the noise of a microscope.
+    """
+    settings = config.animal
+    source: NeuralSource
+    wire: Wire
+    match settings.wire:
+        case "openephys":
+            source = _listener(config, OpenEphysSource)
+            server = open_openephys(source, units, clock, RATE_HZ, settings.wire_faults, rng, faults)
+            wire = with_http(server, source.port, source.http_port, RATE_HZ)
+        case "openephys_events":
+            source = _listener(config, OpenEphysEventsSource)
+            events = EventBroadcaster(units, source.port, source.stream or DEFAULT_STREAM, RATE_HZ)
+            wire = with_http(events, source.port, source.http_port, RATE_HZ)
+        case "lsl":
+            source = _listener(config, LslSpikeSource)
+            wire = LslOutlets(units, clock, source.stream, source.edges, RATE_HZ, settings.wire_faults.switches)
+        case "lsl_counts":
+            source = _listener(config, LslCountSource)
+            wire = LslCounts(units, clock, source, device, settings.wire_faults.switches)
+        case "lsl_calcium":
+            source = _listener(config, LslCalciumSource)
+            wire = LslCalcium(units, clock, source, settings.calcium, device, rng, settings.wire_faults.switches)
+        case "spikes_zmq":
+            source = _listener(config, SpikesWireSource)
+            wire = SpikesPublisher(units, clock, source.port, device, settings.wire_faults, rng)
+        case "traces_zmq":
+            source = _listener(config, TracesWireSource)
+            switches, calcium = settings.wire_faults, settings.calcium
+            wire = TracesPublisher(units, clock, source.port, device, calcium, switches, rng)
+        case _:
+            raise WireError(f"animal.wire {settings.wire} is not there yet", "choose openephys or spikes_zmq")
+    return wire, source.photodiode_line or 0
 
 
 def ask_real_time(priority: int) -> str:
@@ -134,8 +191,8 @@ def _run(
     say: Callable[..., None],
 ) -> int:
     settings = config.animal
-    seeds = np.random.SeedSequence(settings.seed).spawn(3)
-    eye_rng, spike_rng, clock_rng = (np.random.default_rng(s) for s in seeds)
+    seeds = np.random.SeedSequence(settings.seed).spawn(5)
+    eye_rng, spike_rng, clock_rng, wire_rng = (np.random.default_rng(s) for s in seeds[:4])
     habits = Habits(
         noise=settings.noise,
         latency_s=settings.latency_s,
@@ -149,17 +206,25 @@ def _run(
     screen = RealScreen()
     wire: Wire | None = None
     truth: TruthLog | None = None
+    behaviour: BehaviourOutlet | None = None
     cortex = Cortex(population, config.display.gamma)
     try:
         # The first evaluation is the slowest (libraries load); the neurons must not begin late.
         population.rate_hz(np.full((image.height, image.width, 3), 0.5, dtype=np.float32))
-        eye = Eye(screen, image, patch, cortex, clock, eye_rng, settings.saccades, settings.blinks)
+        follow = None
+        if settings.behaviour is not None:
+            plan = schedule(settings.behaviour, clock.now_ns(), seeds[4])
+            follow = Follower(plan, config.display.size_px[0] / config.display.width_cm, config.display.distance_cm)
+        eye = Eye(screen, image, patch, cortex, clock, eye_rng, settings.saccades, settings.blinks, follow)
         device = device_clock(config, clock.now_ns(), clock_rng)
         if unknown := sorted(set(settings.dies) - set(population.units)):
             raise ConfigError(f"animal.dies: {unknown[0]!r} is no unit; the units are {', '.join(population.units)}")
         neurons = Neurons(population.units, device, habits, spike_rng, device.start_sample)
         truth = TruthLog(truth_folder, population.units, device, habits.latency_s, habits.smoothing_s)
-        wire, line = open_wire(config, population.units, clock, faults)
+        if settings.behaviour is not None:
+            behaviour = BehaviourOutlet(plan, clock, truth.event)
+            behaviour.start()
+        wire, line = open_wire(config, population.units, clock, faults, device, wire_rng)
         amplifier = Amplifier(wire, neurons, cortex, device, truth, clock, habits.latency_s, line, device.start_sample)
         notes = _look_and_record(eye, cortex, amplifier, stop, clock, say, population.units)
         truth.event("looks", **notes, **asdict(eye.looks), **asdict(amplifier.lateness))
@@ -167,6 +232,8 @@ def _run(
         cortex.close()
         if wire is not None:
             wire.close()
+        if behaviour is not None:
+            behaviour.close()
         if truth is not None:
             truth.close()
         screen.close()

@@ -4,7 +4,7 @@ The controller never reads it. Three files, all append-only, a torn last record 
 
 * `truth.json`: units, clock parameters, latency and smoothing; written once.
 * `events.jsonl`: one JSON object per line: photodiode edges, retinal images with their noise-free rates, restarts of
-  the wire's sample count, notes.
+  the wire's sample count, looks away and blinks (`gaze_break`, `gaze_missing`), notes.
 * `spikes.npys`: numpy arrays (spike, [unit, sample]) int64, one after the other.
 
 Times are host monotonic ns; samples are true device samples.
@@ -13,6 +13,7 @@ Times are host monotonic ns; samples are true device samples.
 import io
 import json
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -52,6 +53,7 @@ class TruthLog:
             "device": asdict(device),
         }
         (folder / "truth.json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
+        self._lock = threading.Lock()  # the behaviour files its events from a thread of its own
         self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
         self._spikes = (folder / "spikes.npys").open("ab")
         self._unit: list[I64] = []
@@ -79,7 +81,8 @@ class TruthLog:
 
     def event(self, kind: str, **fields: Any) -> None:
         """File anything else that a reader may want, as one line."""
-        self._events.write(json.dumps({"kind": kind, **fields}) + "\n")
+        with self._lock:
+            self._events.write(json.dumps({"kind": kind, **fields}) + "\n")
 
     def flush(self) -> None:
         """Hand everything filed so far to the operating system."""
@@ -88,7 +91,8 @@ class TruthLog:
             np.save(self._spikes, pairs)
             self._unit, self._sample = [], []
         self._spikes.flush()
-        self._events.flush()
+        with self._lock:
+            self._events.flush()
 
     def close(self) -> None:
         """Flush and close the files."""

@@ -32,7 +32,10 @@ class Block:
 class Wire(Protocol):
     """One way out of the animal."""
 
-    offset: int  # device sample that the wire calls 0
+    @property
+    def offset(self) -> int:
+        """Device sample that the wire calls 0."""
+        ...
 
     @property
     def block_samples(self) -> int: ...  # noqa: D102

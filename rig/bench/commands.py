@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from rig.clock import HostClock
+from rig.config import ConfigError, load
 from rig.screen import NoScreen
 from rig.supervisor import SessionFailed
 
@@ -23,7 +24,7 @@ def _bench(measure: Callable[[], dict[str, Any]], json_file: Path | None) -> Non
     """Print figures, and rows of figures as lines; write them to a file where asked."""
     try:
         figures = measure()
-    except (SessionFailed, NoScreen, OSError) as error:
+    except (ConfigError, SessionFailed, NoScreen, OSError) as error:
         errors.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     for name, value in figures.items():
@@ -58,3 +59,72 @@ def onset_command(
     from rig.bench.display import onset
 
     _bench(lambda: onset(minutes, sessions, HostClock(), console), json_file)
+
+
+@bench_app.command("clocks")
+def clocks_command(
+    json_file: JsonFile = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="Length of the run; all links are in the same one.")] = 10,
+) -> None:
+    """Measure clock maps over a wired and a WiFi-like network and over shared edges against the true clock."""
+    from rig import priority
+    from rig.bench.clocks import clocks
+
+    # The delays are drawn: what else this computer does must not look like a slower network.
+    granted = priority.ask(True)
+    _bench(lambda: {"priority": granted, **clocks(minutes, HostClock())}, json_file)
+
+
+@bench_app.command("windows")
+def windows_command(
+    json_file: JsonFile = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="Length of each of the two runs.")] = 10.0,
+    sessions: Sessions = Path("sessions"),
+) -> None:
+    """Compare the counts of every response with the animal's true spikes, with and without the photodiode."""
+    from rig.bench.windows import windows
+
+    _bench(lambda: windows(minutes, sessions, HostClock(), console), json_file)
+
+
+@bench_app.command("loss")
+def loss_command(
+    json_file: JsonFile = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="Length of each row, s.")] = 10.0,
+    only: Annotated[str, typer.Option("--only", help="Rows of this fault or this stalled process, as printed.")] = "",
+) -> None:
+    """Count spikes lost between the Open Ephys wire and the journal, with stalls and with every fault switch on."""
+    from rig.bench.loss import loss
+
+    _bench(lambda: loss(seconds, only, HostClock(), console), json_file)
+
+
+@bench_app.command("calcium")
+def calcium_command(
+    json_file: JsonFile = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="Length of the run under load.")] = 10.0,
+    rois: Annotated[int, typer.Option("--rois", min=1, help="Regions of interest under load, at 30 Hz.")] = 10_000,
+    sessions: Sessions = Path("sessions"),
+) -> None:
+    """Compare deconvolved responses with true counts and the batch algorithm; then run many ROIs through a session."""
+    from rig.bench.calcium import calcium
+
+    _bench(lambda: calcium(minutes, rois, sessions, HostClock()), json_file)
+
+
+@bench_app.command("latency")
+def latency_command(
+    json_file: JsonFile = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="Length of the run.")] = 1.0,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A rig's config: its screen and devices, no simulated animal.")
+    ] = None,
+    sessions: Sessions = Path("sessions"),
+) -> None:
+    """Measure the photodiode loop and the event-to-output loop through the whole program; file them in the session."""
+    from rig.bench.latency import latency
+
+    def measure() -> dict[str, Any]:
+        return latency(minutes, sessions, HostClock(), console, None if config is None else load(config)[1])
+
+    _bench(measure, json_file)

@@ -34,10 +34,22 @@ def _loop(source: AnySource, peer: Peer, clock: HostClock, stop: child.Stop) -> 
             from rig.sources.openephys import OpenEphys
 
             return OpenEphys(source, peer, clock, stop)
-        case "lsl_spikes":
-            from rig.sources.lsl import LslSpikes
+        case "openephys_events":
+            from rig.sources.openephys_events import OpenEphysEvents
 
-            return LslSpikes(source, peer, clock, stop)
+            return OpenEphysEvents(source, peer, clock, stop)
+        case "lsl_spikes" | "lsl_counts" | "lsl_calcium" | "lsl_behaviour" | "lsl_markers":
+            from rig.sources.lsl import LslLoop
+
+            return LslLoop(source, peer, clock, stop)
+        case "spikes_zmq":
+            from rig.sources.spikes_zmq import SpikesWire
+
+            return SpikesWire(source, peer, clock, stop)
+        case "traces_zmq":
+            from rig.sources.traces_zmq import TracesWire
+
+            return TracesWire(source, peer, clock, stop)
     raise AssertionError(f"no loop for sources of type {source.type}")
 
 

@@ -25,12 +25,18 @@ class Columns:
     def __init__(self, source: str) -> None:
         """Start empty."""
         self._source = source
-        self._spikes: list[tuple[str, int, int]] = []
+        self._units: dict[str, int] = {}  # name: index, in the order in which they first came
+        self._unit: list[int] = []
+        self._sample: list[int] = []
+        self._arrival_ns: list[int] = []
         self._edges: list[tuple[int, int, int, int]] = []
 
     def spike(self, unit: str, sample: int, arrival_host_ns: int) -> None:
         """Add a spike."""
-        self._spikes.append((unit, sample, arrival_host_ns))
+        units = self._units
+        self._unit.append(units.setdefault(unit, len(units)))
+        self._sample.append(sample)
+        self._arrival_ns.append(arrival_host_ns)
 
     def edge(self, line: int, state: int, sample: int, arrival_host_ns: int) -> None:
         """Add a TTL edge."""
@@ -39,30 +45,31 @@ class Columns:
     def take(self, run: int) -> list[Document]:
         """Return SpikeBlock and EdgeBlock, each only if there is something in it, and start empty again."""
         documents: list[Document] = []
-        if self._spikes:
-            units = {name: k for k, name in enumerate(dict.fromkeys(unit for unit, _, _ in self._spikes))}
+        if self._unit:
             documents.append(
                 SpikeBlock(
                     source=self._source,
                     run=run,
-                    units=tuple(units),
-                    unit=np.array([units[unit] for unit, _, _ in self._spikes], dtype=np.uint16),
-                    sample=np.array([sample for _, sample, _ in self._spikes], dtype=np.int64),
-                    arrival_host_ns=np.array([arrival for _, _, arrival in self._spikes], dtype=np.int64),
+                    units=tuple(self._units),
+                    unit=np.array(self._unit, dtype=np.uint16),
+                    sample=np.array(self._sample, dtype=np.int64),
+                    arrival_host_ns=np.array(self._arrival_ns, dtype=np.int64),
                 )
             )
+            self._units, self._unit, self._sample, self._arrival_ns = {}, [], [], []
         if self._edges:
+            line, state, sample, arrival = zip(*self._edges, strict=True)
             documents.append(
                 EdgeBlock(
                     source=self._source,
                     run=run,
-                    line=np.array([e[0] for e in self._edges], dtype=np.uint8),
-                    state=np.array([e[1] for e in self._edges], dtype=np.uint8),
-                    sample=np.array([e[2] for e in self._edges], dtype=np.int64),
-                    arrival_host_ns=np.array([e[3] for e in self._edges], dtype=np.int64),
+                    line=np.array(line, dtype=np.uint8),
+                    state=np.array(state, dtype=np.uint8),
+                    sample=np.array(sample, dtype=np.int64),
+                    arrival_host_ns=np.array(arrival, dtype=np.int64),
                 )
             )
-        self._spikes, self._edges = [], []
+            self._edges = []
         return documents
 
 
@@ -122,11 +129,11 @@ class Faults:
             pending.more += 1
             pending.last = detail
 
-    def once(self, what: str, detail: str, done: str) -> None:
+    def once(self, what: str, detail: str, done: str, since_host_ns: int | None = None) -> None:
         """Remember a fault that is worth saying only once in the life of this source."""
         if what not in self._once:
             self._once.add(what)
-            self.note(what, detail, done)
+            self.note(what, detail, done, since_host_ns)
 
     def due(self, now_ns: int, everything: bool = False) -> list[Document]:
         """Return the faults to send now; with `everything` also those that would wait."""

@@ -1,6 +1,7 @@
-"""Rows of the two LSL streams into spikes, edges, watermarks and gaps; the format is in docs/wires.md, "LSL spikes".
+"""Rows of the two LSL streams into spikes, edges, watermarks and gaps; the format is in docs/wires/lsl.md.
 
-Pure: rows in, values out. Called by `rig.sources.lsl`. Nothing in a row may raise: what cannot be right is refused.
+Pure: rows in, values out. Called by `rig.sources.lsl_spikes` and `lsl_traces`. Nothing in a row may raise: what cannot
+be right is refused.
 """
 
 import math

@@ -1,7 +1,8 @@
 """Bytes of Open Ephys' ZMQ Interface plugin (0.3.0 and later) into typed messages, or into a refusal that says why.
 
 Pure: no socket, no clock, no state. Called by `rig.sources.openephys` for each message received. Nothing that arrives
-may raise: whatever is not understood becomes a `Refusal` with a reason and a cure.
+may raise: whatever is not understood becomes a `Refusal` with a reason and a cure. Headers in the plugin's own layout
+are read by `openephys_layout`, in less than half the time; everything else comes here.
 """
 
 import json
@@ -9,7 +10,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 TTL_TYPE = 3
 MAX_SAMPLE = 1 << 53  # about 9,500 years at 30 kHz: a larger counter is garbage
@@ -21,9 +22,8 @@ CURE_PORT = "give the ZMQ Interface plugin a port of its own in the GUI and writ
 CURE_REPORT = "check that a ZMQ Interface plugin serves this port; if it does, its version is not one known here"
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
-    """One channel of one block of continuous voltage; the voltage itself is not kept."""
+class Data(NamedTuple):
+    """One channel of one block of continuous voltage."""
 
     message_num: int
     stream: str
@@ -32,10 +32,10 @@ class Data:
     sample_num: int
     sample_rate_hz: float
     repaired: bool
+    samples: bytes = b""  # float32 little-endian, only where somebody asked for this channel
 
 
-@dataclass(frozen=True, slots=True)
-class Ttl:
+class Ttl(NamedTuple):
     """One TTL edge: 0-based line, state (1 rising) and the word of all lines after it."""
 
     message_num: int
@@ -47,9 +47,8 @@ class Ttl:
     repaired: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Spike:
-    """One detected spike; `sample_num` is its peak."""
+class Spike(NamedTuple):
+    """One detected spike; `sample_num` is its peak. The waveform is not kept."""
 
     message_num: int
     stream: str
@@ -102,9 +101,9 @@ def _part(header: dict[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _size(payload: bytes, expected: int) -> None:
-    if len(payload) != expected:
-        raise _WrongField(f"the payload has {len(payload)} bytes, expected {expected}")
+def _size(size: int, expected: int) -> None:
+    if size != expected:
+        raise _WrongField(f"the payload has {size} bytes, expected {expected}")
 
 
 def read_header(raw: bytes) -> tuple[dict[str, Any], bool]:
@@ -128,13 +127,13 @@ def read_header(raw: bytes) -> tuple[dict[str, Any], bool]:
     return header, repaired
 
 
-def _data(header: dict[str, Any], payload: bytes, repaired: bool) -> Data:
+def _data(header: dict[str, Any], payload: bytes, size: int, repaired: bool) -> Data:
     content = _part(header, "content")
     rate = content.get("sample_rate")
     if not isinstance(rate, int | float) or isinstance(rate, bool) or not math.isfinite(rate) or rate <= 0:
         raise _WrongField(f"sample_rate is {str(rate)[:40]!r}, expected a positive number")
     num_samples = _whole(content, "num_samples", 1, 1 << 24)
-    _size(payload, 4 * num_samples)
+    _size(size, 4 * num_samples)
     return Data(
         _whole(header, "message_num", 1, MAX_SAMPLE),
         _text(content, "stream"),
@@ -143,6 +142,7 @@ def _data(header: dict[str, Any], payload: bytes, repaired: bool) -> Data:
         _whole(content, "sample_num", 0, MAX_SAMPLE),
         float(rate),
         repaired,
+        payload,
     )
 
 
@@ -150,7 +150,7 @@ def _ttl(header: dict[str, Any], payload: bytes, repaired: bool) -> Ttl:
     content = _part(header, "content")
     if content.get("type") != TTL_TYPE:
         raise _WrongField(f"the event's type is {str(content.get('type'))[:40]!r}, only TTL (3) is known")
-    _size(payload, _TTL.size)
+    _size(len(payload), _TTL.size)
     line, state, word = _TTL.unpack(payload)
     if line > 63 or state > 1:
         raise _WrongField(f"TTL line {line} state {state}, expected line 0-63 and state 0 or 1")
@@ -165,9 +165,9 @@ def _ttl(header: dict[str, Any], payload: bytes, repaired: bool) -> Ttl:
     )
 
 
-def _spike(header: dict[str, Any], payload: bytes, repaired: bool) -> Spike:
+def _spike(header: dict[str, Any], size: int, repaired: bool) -> Spike:
     spike = _part(header, "spike")
-    _size(payload, 4 * _whole(spike, "num_channels", 1, 64) * _whole(spike, "num_samples", 1, 1 << 16))
+    _size(size, 4 * _whole(spike, "num_channels", 1, 64) * _whole(spike, "num_samples", 1, 1 << 16))
     return Spike(
         _whole(header, "message_num", 1, MAX_SAMPLE),
         _text(spike, "stream"),
@@ -206,8 +206,8 @@ def is_falcon(frame: bytes) -> bool:
     return bool(6 <= size <= 4 + 2 * 16 and size % 2 == 0 and 4 <= table <= len(frame) - root)
 
 
-def parse(frames: Sequence[bytes]) -> Message | Refusal:
-    """Read one multipart message; never raises."""
+def parse(frames: Sequence[bytes], size: int | None = None) -> Message | Refusal:
+    """Read one multipart message; never raises. `size`: bytes of the payload where it was left behind."""
     if len(frames) != 3 or frames[0] not in (b"DATA\x00", b"EVENT\x00"):
         if (other := _other_plugin(frames)) is not None:
             return other
@@ -226,9 +226,9 @@ def parse(frames: Sequence[bytes]) -> Message | Refusal:
     try:
         kind = header.get("type")
         if kind == "data":
-            return _data(header, frames[2], repaired)
+            return _data(header, frames[2], len(frames[2]) if size is None else size, repaired)
         if kind == "spike":
-            return _spike(header, frames[2], repaired)
+            return _spike(header, len(frames[2]) if size is None else size, repaired)
         if kind == "event":
             return _ttl(header, frames[2], repaired)
         return Refusal(f"a message of type {str(kind)[:40]!r}", cure)

@@ -1,90 +1,107 @@
-"""The sockets of the Open Ephys source: a thread that only receives and stamps, and the heartbeat.
+"""What the Open Ephys source is connected to: the process that receives for it, and the heartbeat.
 
 Used by `rig.sources.openephys`; nothing here knows what the data mean.
 """
 
+import queue
+import subprocess
+import sys
 import threading
-from collections import deque
+from typing import IO
 
 import zmq
 
-from rig.clock import Clock
+from rig.sources.openephys_batches import HEAD, LONGEST, Arrived, Received, messages, unpack_head
 from rig.sources.openephys_parse import heartbeat_request, who_replied
 
 HEARTBEAT_NS = 2_000_000_000
-MESSAGE_OVERHEAD = 300  # bytes of Python around a message
+FEW_BATCHES = 16  # read ahead; what more there is stays with the receiving process, which counts it
+END_S = 3.0
+
+
+class ReceiverDied(RuntimeError):
+    """The receiving process ended by itself."""
 
 
 class Receiver:
-    """A SUB socket in a thread that does nothing else, with a budget of bytes and a count instead of silent loss."""
+    """A process that does nothing but receive (`openephys_receiver`), and a thread that reads its pipe.
 
-    def __init__(self, endpoint: str, budget_bytes: int, clock: Clock) -> None:
-        """Connect and start the thread."""
-        self._endpoint = endpoint
-        self._budget = budget_bytes
-        self._clock = clock
-        self._queue: deque[tuple[int, list[bytes], int]] = deque()
-        self._came_bytes = 0  # written by the thread only
-        self._taken_bytes = 0  # written by the reader only
+    At most `budget_bytes` wait in it; what goes beyond is dropped and counted in `dropped`, with the host time of the
+    first drop in `dropped_since_ns` (the reader sets that back to None).
+    """
+
+    def __init__(self, endpoint: str, budget_bytes: int, channels: tuple[int, ...] = ()) -> None:
+        """Start the process; it connects by itself. The voltage of `channels` comes with their messages."""
+        command = [sys.executable, "-m", "rig.sources.openephys_receiver", "--endpoint", endpoint]
+        command += ["--budget", str(budget_bytes), "--channels", ",".join(map(str, channels))]
+        self.priority = ""
         self.dropped = 0
         self.dropped_since_ns: int | None = None
-        self._end = threading.Event()
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._receive, name="receive", daemon=True)
+        self._closing = False
+        self._over = threading.Event()
+        self._batches: queue.Queue[Received] = queue.Queue(FEW_BATCHES)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._thread = threading.Thread(target=self._read, name="receive", daemon=True)
         self._thread.start()
 
-    def _receive(self) -> None:
-        try:
-            sub: zmq.Socket[bytes]
-            with zmq.Context.instance().socket(zmq.SUB) as sub:
-                sub.setsockopt(zmq.RCVHWM, 0)  # the default of 1,000 loses messages without a trace
-                sub.setsockopt(zmq.LINGER, 0)
-                sub.setsockopt(zmq.RECONNECT_IVL, 100)
-                sub.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-                sub.subscribe(b"")  # everything: message numbers have holes otherwise
-                sub.connect(self._endpoint)
-                while not self._end.is_set():
-                    if sub.poll(50):
-                        self._drain(sub)
-        except zmq.ZMQError as error:
-            self._failure = error
-
-    def _drain(self, sub: "zmq.Socket[bytes]") -> None:
-        while not self._end.is_set():
-            try:
-                frames = sub.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            now = self._clock.now_ns()
-            size = sum(map(len, frames)) + MESSAGE_OVERHEAD
-            if self._came_bytes - self._taken_bytes + size > self._budget:
-                if self.dropped_since_ns is None:
-                    self.dropped_since_ns = now
-                self.dropped += 1
-                continue
-            self._came_bytes += size
-            self._queue.append((now, frames, size))
-
     @property
-    def waiting(self) -> int:
-        """Number of messages not taken yet."""
-        return len(self._queue)
+    def pid(self) -> int:
+        """Process id of the receiving process."""
+        return self._process.pid
 
-    def take(self, limit: int) -> list[tuple[int, list[bytes]]]:
-        """Return up to `limit` messages with their arrival, host ns; raises what ended the thread."""
-        if self._failure is not None:
-            raise self._failure
-        out = []
-        for _ in range(min(limit, len(self._queue))):
-            arrival, frames, size = self._queue.popleft()
-            self._taken_bytes += size
-            out.append((arrival, frames))
-        return out
+    def _read(self) -> None:
+        """Read batches until the process ends (thread body)."""
+        pipe = self._process.stdout
+        assert pipe is not None  # noqa: S101 - it was asked for
+        self.priority = pipe.readline().decode().strip()
+        while (batch := _read_batch(pipe)) is not None:
+            while not self._closing:
+                try:
+                    self._batches.put(batch, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+        self._over.set()
+
+    def take(self) -> list[Arrived]:
+        """Return the messages of one batch, none if nothing came; raises ReceiverDied."""
+        try:
+            batch = self._batches.get_nowait()
+        except queue.Empty:
+            if self._over.is_set() and not self._closing:
+                code = self._process.wait()
+                raise ReceiverDied(f"the receiving process ended with exit code {code}") from None
+            return []
+        if batch.dropped > self.dropped:
+            self.dropped = batch.dropped
+            self.dropped_since_ns = self.dropped_since_ns or batch.dropped_since_ns
+        return messages(batch)
 
     def close(self) -> None:
-        """End the thread and its socket."""
-        self._end.set()
+        """End the process and the thread."""
+        self._closing = True
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:  # stopped by a debugger, say
+            self._process.kill()
+            self._process.wait()
         self._thread.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def _read_batch(pipe: IO[bytes]) -> Received | None:
+    """Return the next batch, None at the end of the pipe."""
+    head = pipe.read(HEAD.size)
+    if len(head) < HEAD.size:
+        return None
+    length = HEAD.unpack(head)[0] - (HEAD.size - 4)
+    if not 0 <= length <= LONGEST:
+        raise ValueError(f"the receiving process wrote a batch of {length} bytes")
+    body = pipe.read(length)
+    return unpack_head(head, body) if len(body) == length else None
 
 
 class Heartbeat:

@@ -1,0 +1,93 @@
+"""How long the model takes: `python -m models.warmup CONFIG` makes real batches and prints one line of JSON.
+
+Started by `stimloop check`. For each phase the agent of the config is built and asked as in a session; between two
+batches it is told seeded made-up responses. Nothing is written and no socket opened.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.update(OMP_DYNAMIC="FALSE", MKL_DYNAMIC="FALSE")  # as the model server does
+
+import numpy as np
+import torch
+
+from models.agents import Agent, Batch, Told, build_from_config
+from rig.clock import Clock, HostClock
+from rig.config import Config, load
+
+BATCHES = 12
+LONGEST_S = 4.0  # for one phase; fewer batches are made where they take long
+
+
+def answers(batch: Batch, proposal: int, units: int, rng: np.random.Generator) -> list[Told]:
+    """Return made-up outcomes for the whole plan of a batch."""
+    return [
+        Told(proposal, k, slot.role, batch.stimuli[slot.stimulus].id, rng.exponential(10.0, units))
+        for k, slot in enumerate(batch.plan)
+    ]
+
+
+def time_phase(agent: Agent, units: int, clock: Clock, rng: np.random.Generator) -> dict[str, Any]:
+    """Make batches of one agent; return figures, s: the first batch, and percentiles of the others and of all steps."""
+    steps, batches, tail = [], [], 0
+    end_ns = clock.now_ns() + round(LONGEST_S * 1e9)
+    for proposal in range(BATCHES):
+        begin_ns = clock.now_ns()
+        work = agent.ask()
+        finished = False
+        while not finished:
+            start_ns = clock.now_ns()
+            finished = work.step()
+            steps.append((clock.now_ns() - start_ns) * 1e-9)
+        batch = work.result()
+        batches.append((clock.now_ns() - begin_ns) * 1e-9)
+        tail = len(batch.plan) - batch.tail_from
+        agent.tell(answers(batch, proposal, units, rng))
+        if agent.finished() is not None or clock.now_ns() > end_ns:
+            break
+    later = batches[1:]
+    return {
+        "first_s": batches[0],
+        "batches": len(later),
+        "batch_p50_s": float(np.quantile(later, 0.5)) if later else 0.0,
+        "batch_p99_s": float(np.quantile(later, 0.99)) if later else 0.0,
+        "step_p50_s": float(np.quantile(steps, 0.5)),
+        "step_p99_s": float(np.quantile(steps, 0.99)),
+        "tail": tail,
+    }
+
+
+def figures(config: Config, clock: Clock) -> dict[str, Any]:
+    """Time all phases of a config."""
+    begin_ns = clock.now_ns()
+    torch.set_num_threads(config.processes.torch_threads)
+    torch.use_deterministic_algorithms(True)
+    build = build_from_config(config)
+    rng = np.random.default_rng(config.seed)
+    agents = [build(k) for k in range(len(config.phases))]
+    start_s = (clock.now_ns() - begin_ns) * 1e-9
+    units = len(config.responses.units)
+    phases = [
+        {"phase": k, "agent": config.phases[k].agent, **time_phase(agent, units, clock, rng)}
+        for k, agent in enumerate(agents)
+    ]
+    return {"start_s": start_s, "threads": torch.get_num_threads(), "phases": phases}
+
+
+def main(arguments: list[str]) -> int:
+    """Process entry."""
+    try:
+        config, _ = load(Path(arguments[0]))
+        print(json.dumps(figures(config, HostClock())))  # noqa: T201 - the answer to who started it
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""Process entry of the outputs: `python -m rig.outputs --folder SESSION --endpoint tcp://...`.
+
+Opens the devices of the config, then does what the log asks for until the supervisor says stop. A pulse that is on at
+an orderly stop ends at its time; when the supervisor dies, at once.
+"""
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from rig import child, priority
+from rig.bus import Peer
+from rig.clock import HostClock
+from rig.config import Config, ConfigError, load
+from rig.config_outputs import onset_line
+from rig.outputs.company import Company
+from rig.outputs.devices import Device, Marks, Valve, open_device
+from rig.outputs.lines import OutputError
+from rig.outputs.service import WANTS, Outputs
+from rig.provenance import process_started
+
+NAME = "outputs"
+BUSY_WAIT_S = 0.004  # between two looks while a pulse is on
+IDLE_WAIT_S = 0.02
+FLUSH_S = 2.0
+
+
+def main() -> int:
+    """Run the outputs of a session until the supervisor says stop."""
+    parser = argparse.ArgumentParser(prog="rig.outputs")
+    parser.add_argument("--folder", type=Path, required=True, help="the session's folder, with config.yaml")
+    parser.add_argument("--endpoint", required=True, help="the recorder's address")
+    options = parser.parse_args()
+    stop, clock = child.Stop(), HostClock(spin_ns=0)
+    try:
+        config, _ = load(options.folder / "config.yaml")
+    except ConfigError as error:
+        return child.fail(f"{NAME}: {error}", "mend config.yaml as the message says")
+    with ExitStack() as opened:
+        devices: dict[str, Device] = {}
+        try:
+            for output in config.outputs:
+                if not onset_line(output):
+                    devices[output.name] = open_device(output, options.folder.name, clock)
+                    opened.callback(devices[output.name].close)
+        except OutputError as error:
+            return child.fail(f"{NAME}: {error}", error.cure)
+        peer = Peer(NAME, options.endpoint, WANTS, clock)
+        opened.callback(peer.close)
+        granted = priority.ask(config.processes.realtime)
+        notes = {"priority": granted, **{o.name: o.type for o in config.outputs}}
+        peer.send(process_started(NAME, clock, notes))
+        child.say(ready=notes)
+        _serve(_outputs(config, devices, peer, clock), peer, stop)
+        peer.flush(0.5 if stop.orphaned else FLUSH_S)
+    return 0
+
+
+def _outputs(config: Config, devices: dict[str, Device], peer: Peer, clock: HostClock) -> Outputs:
+    valve: Valve | None = None
+    if config.reward is not None:
+        chosen = devices[config.reward.output]
+        assert isinstance(chosen, Valve)  # noqa: S101 - the config allows no other
+        valve = chosen
+    marks = tuple(d for d in devices.values() if isinstance(d, Marks))
+    return Outputs(devices, valve, config.reward, marks, peer, Company(), clock)
+
+
+def _serve(outputs: Outputs, peer: Peer, stop: child.Stop) -> None:
+    """Do what the log asks for until the stop; what is on then ends first."""
+    while not stop or outputs.busy:
+        for entry in peer.poll(BUSY_WAIT_S if outputs.busy else IDLE_WAIT_S):
+            outputs.take(entry)
+        outputs.step(bool(stop), stop.orphaned)
+
+
+if __name__ == "__main__":
+    child.shield()
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Checks that need no device: geometry, pictures, disk, real-time priority, and that the output ports are there."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rig.clock import Clock
+from rig.config import Config
+from rig.config_outputs import AnyOutput, OpenEphysMessages, ParallelOutput, Reward, SerialOutput
+from rig.preflight.result import Result
+from rig.progress import planned
+
+DISK_WARN_MB_S = 20.0
+WRITTEN = 8 << 20  # bytes written to see how fast the disk is
+BASE_GB = 0.1
+IMAGE_GB = 0.5e-3  # what one presentation takes in the log at most: its frame, its spikes and its share of the rest
+
+
+def geometry(config: Config) -> Result:
+    """See whether images and patch fit on the screen."""
+    from rig.places import places
+
+    try:
+        rect = places(config).rect
+    except ValueError as error:
+        return Result("geometry", "fail", str(error), "change stimulus.size_deg, center_deg or the display's sizes")
+    return Result("geometry", "ok", f"images are {rect.width} x {rect.height} px, centre row {rect.center_row:.0f}")
+
+
+def banks(config: Config) -> Result:
+    """See whether the folders of pictures can be read."""
+    from stimuli.bank import folder_bank
+
+    for name, path in config.banks.items():
+        try:
+            folder_bank(path)
+        except (OSError, ValueError) as error:
+            return Result("image banks", "fail", f"{name}: {error}", "correct the folder under banks: in the config")
+    return Result("image banks", "ok", f"{len(config.banks)} own, and the shipped photographs")
+
+
+def disk(config: Config, clock: Clock) -> Iterator[Result]:
+    """See whether the session fits on the disk of this folder, and how fast that is."""
+    folder = Path.cwd()
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    need_gb = BASE_GB + planned(config) * IMAGE_GB
+    said = f"{free_gb:.1f} GB free, about {need_gb:.1f} GB needed"
+    yield Result("disk space", "ok" if free_gb >= need_gb else "fail", said, "free space on this disk")
+    data = os.urandom(WRITTEN)
+    start_ns = clock.now_ns()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        said = f"cannot write in {folder}: {error.strerror}"
+        yield Result("disk speed", "fail", said, "start in a folder you may write to")
+        return
+    speed = WRITTEN / 1e6 / max((clock.now_ns() - start_ns) * 1e-9, 1e-6)
+    said = f"{speed:.0f} MB/s to the platter"
+    yield Result(
+        "disk speed", "ok" if speed > DISK_WARN_MB_S else "warn", said, "use a local disk, not a network share"
+    )
+
+
+def realtime(config: Config) -> Result:
+    """See whether the rig would be granted real-time priority; this process runs on as before."""
+    from rig import priority
+
+    if not config.processes.realtime:
+        return Result("priority", "warn", "real-time priority is switched off", "set processes.realtime: true")
+    granted, said = priority.permitted()
+    cure = "allow it: a line 'USER - rtprio 20' in /etc/security/limits.d/stimloop.conf, then log in again"
+    return Result("priority", "ok" if granted else "warn", said, cure)
+
+
+def outputs(config: Config) -> Iterator[Result]:
+    """See whether the ports of the outputs are there and may be used; nothing is put out, no valve is opened."""
+    for output in config.outputs:
+        yield _output(output)
+    if config.reward is not None:
+        yield _reward(config.reward, config)
+
+
+def _output(output: AnyOutput) -> Result:
+    name = f"output {output.name}"
+    if isinstance(output, SerialOutput | ParallelOutput):
+        if os.name == "nt":
+            return Result(name, "warn", f"{output.port}: not looked at on Windows", "try it with a print output beside")
+        path = Path(output.port)
+        if not path.exists():
+            cure = "plug the device in, or correct `port`; the system's ports are listed by `ls /dev/tty* /dev/par*`"
+            return Result(name, "fail", f"there is no port {output.port}", cure)
+        if not os.access(path, os.R_OK | os.W_OK):
+            cure = "add the user to the port's group (dialout or lp) and log in again"
+            return Result(name, "fail", f"{output.port} may not be read and written", cure)
+        simulated = " (an ordinary file: simulated)" if path.is_file() else ""
+        return Result(name, "ok", f"{output.port} is there{simulated}")
+    if isinstance(output, OpenEphysMessages):
+        from rig.sources.openephys_http import GuiError, mode
+
+        try:
+            said = mode(output.host, output.http_port)
+        except GuiError as error:
+            return Result(name, "fail", error.reason, error.cure)
+        return Result(name, "ok", f"the GUI on {output.host}:{output.http_port} says {said}")
+    return Result(name, "ok", f"of type {output.type}: needs no port")
+
+
+def _reward(reward: Reward, config: Config) -> Result:
+    """Say what the limits allow, against what the session would give."""
+    trials = -(-planned(config) // config.presentation.images_per_trial)
+    each_ul = reward.pulse_s * reward.ul_per_s
+    wanted_ml = trials * each_ul * 1e-3
+    said = (
+        f"{each_ul:.0f} uL a pulse, {wanted_ml:.1f} mL for {trials} trials; limits {reward.max_pulse_s:g} s a pulse, "
+        f"{reward.max_per_minute_s:g} s a minute, {reward.max_session_ml:g} mL a session"
+    )
+    if wanted_ml > reward.max_session_ml:
+        cure = "rewards end when the limit is reached: shorten the session or the pulse, or raise max_session_ml"
+        return Result("reward", "warn", said, cure)
+    return Result("reward", "ok", said)
