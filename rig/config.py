@@ -48,6 +48,14 @@ class Patch(Part):
     size_px: int = Field(default=32, ge=4, le=400, description="Side of the square, pixels.")
 
 
+class FixationPoint(Part):
+    """A small square that the animal looks at, on from the first flip to the last, drawn over everything else."""
+
+    center_deg: tuple[float, float] = Field(default=(0.0, 0.0), description="Its place (right, up), degrees.")
+    size_deg: float = Field(default=0.3, gt=0.02, le=5, description="Its side, degrees.")
+    level: int = Field(default=255, ge=0, le=255, description="Its grey level, 0-255, after the gamma table.")
+
+
 class Display(Part):
     """The stimulus screen and where the animal's eye is."""
 
@@ -65,6 +73,9 @@ class Display(Part):
         default=0.0, ge=0, lt=0.2, description="Measured lag from flip stamp to light, s; used without photodiode."
     )
     patch: Patch | None = Field(default=Patch(), description="null where no photodiode is mounted.")
+    fixation_point: FixationPoint | None = Field(
+        default=None, description="null for none; where it lies over the image it hides those pixels."
+    )
 
 
 class StimulusPlace(Part):
@@ -282,6 +293,12 @@ class Config(Part):
             elif behaviour[name].channels and (missing := channels - set(behaviour[name].channels)):
                 known = ", ".join(behaviour[name].channels)
                 yield f"{place}: {name} has no channel {min(missing)!r} (it has: {known}); correct one of them"
+        point = self.display.fixation_point
+        if fixation is not None and point is not None and fixation.center_deg != point.center_deg:
+            yield (
+                f"gates.fixation.center_deg: {list(fixation.center_deg)} is not where display.fixation_point is, "
+                f"{list(point.center_deg)}; give both the same place"
+            )
         yield from self._output_mistakes()
 
     def _output_mistakes(self) -> Iterator[str]:
@@ -383,6 +400,13 @@ class Config(Part):
         except ValueError as error:
             yield f"stimulus, display: {error}"
             return
+        point = display.fixation_point
+        if point is not None and patch.overlaps(
+            geometry.image_rect(
+                display.size_px, display.width_cm, display.distance_cm, point.size_deg, point.center_deg
+            )
+        ):
+            yield "display.fixation_point: it covers part of the photodiode patch; move one of them"
         if image.overlaps(patch):
             yield (
                 f"stimulus: the image (columns {image.left} to {image.right}, rows {image.top} to {image.bottom}) "

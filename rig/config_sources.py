@@ -33,13 +33,14 @@ class Multiunit(Part):
         default=(300.0, 6000.0), description="Band-pass before the threshold, Hz; null if the stream is filtered."
     )
     dead_time_s: float = Field(
-        default=0.0015, gt=0, le=0.02, description="Shortest time between two crossings, s; filters ring for about 1 ms."
+        default=0.0015, gt=0, le=0.02, description="Shortest time between crossings, s; filters ring for 1 ms."
     )
 
     @model_validator(mode="after")
     def _possible(self) -> "Multiunit":
         if self.band_hz is not None and not 0 < self.band_hz[0] < self.band_hz[1]:
-            raise ValueError(f"band_hz goes from {self.band_hz[0]:g} to {self.band_hz[1]:g} Hz; give the lower end first")
+            low, high = self.band_hz
+            raise ValueError(f"band_hz goes from {low:g} to {high:g} Hz; give the lower end first")
         if abs(self.threshold_sd) < 2:
             raise ValueError(f"threshold_sd {self.threshold_sd:g} lies in the noise; use -4 or so")
         if any(c < 0 for c in self.channels) or len(set(self.channels)) != len(self.channels):

@@ -67,8 +67,8 @@ class Window:
     ----------
     config
         The `display` part of the session's config.
-    rect, patch
-        Where images and the photodiode patch (None: there is none) are drawn.
+    rect, patch, fixation
+        Where images, the photodiode patch and the fixation point (None: there is none) are drawn.
     textures
         Size of the pool.
     background_level
@@ -78,7 +78,14 @@ class Window:
     """
 
     def __init__(
-        self, config: Display, rect: Rect, patch: Rect | None, textures: int, background_level: int, clock: Clock
+        self,
+        config: Display,
+        rect: Rect,
+        patch: Rect | None,
+        textures: int,
+        background_level: int,
+        clock: Clock,
+        fixation: Rect | None = None,
     ) -> None:
         load_graphics()
         import pyglet.gl
@@ -87,6 +94,8 @@ class Window:
         self._config = config
         self._rect = rect
         self._patch = patch
+        self._fixation = fixation
+        self._fixation_level = 0.0 if config.fixation_point is None else config.fixation_point.level / 255
         self._clock = clock
         self.textures = textures
         self._level = background_level / 255
@@ -224,7 +233,7 @@ class Window:
     # --- each frame
 
     def draw(self, texture: int | None, patch: bool) -> None:
-        """Draw the next frame: background, an image (None: none), the patch white (True) or black; and finish it.
+        """Draw the next frame: background, an image (None: none), fixation point, patch (True: white); finish it.
 
         Finished here, before the wait for the deadline, so that the flip itself has only the swap left to do.
         """
@@ -249,6 +258,9 @@ class Window:
                 gl.glVertex2f(rect.left + right * rect.width, rect.top + bottom * rect.height)
             gl.glEnd()
             gl.glDisable(gl.GL_TEXTURE_2D)
+        if (point := self._fixation) is not None:
+            gl.glColor3f(self._fixation_level, self._fixation_level, self._fixation_level)
+            gl.glRectf(point.left, point.top, point.right, point.bottom)
         if self._patch is not None:
             level = 1.0 if patch else 0.0
             gl.glColor3f(level, level, level)

@@ -17,11 +17,11 @@ from rig.config import ConfigError, load
 from rig.frames import FrameMaker
 from rig.guest_rig import GuestRig
 from rig.places import places
+from rig.programme import WANTS
 from rig.provenance import process_started
 from stimuli.bank import folder_bank, natural_bank
 
 NAME = "rig"
-WANTS = frozenset({"proposal", "phase_ended", "trial_intent", "presented", "process_started"})
 WAIT_MS = 5
 FLUSH_S = 5.0
 

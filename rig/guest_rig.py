@@ -5,44 +5,27 @@ host's from the round trips of its requests, so that what it says becomes the sa
 display. It owns no socket; the clock is an argument.
 """
 
+from math import radians
 from typing import Any, Protocol
 
 import numpy as np
 
+from rig import programme
 from rig.clock import Clock
 from rig.clockmap import ClockMap
 from rig.config import Config
 from rig.frames import FrameMaker, Made
 from rig.guest_wire import PROTOCOL, BadRequest, Bye, Hello, Next, Over, Request, Shown, parse, reply
-from rig.messages import (
-    ClockSample,
-    Document,
-    Entry,
-    Fault,
-    PhaseEnded,
-    Presented,
-    ProcessStarted,
-    Proposal,
-    StimulusPrepared,
-    StopRequested,
-    TrialIntent,
-)
+from rig.messages import ClockSample, Entry, Fault, Presented, StopRequested, TrialIntent
 from rig.places import Places
-from rig.trial import BadProposal, Planner, Showing, TrialPlan, check_proposal
+from rig.programme import Programme
+from rig.trial import Showing, TrialPlan
+from rig.trial_outputs import TrialOutputs
+from stimuli.limits import FlashLimit
 
 AGAIN_S = 0.05  # a guest that has nothing to show asks again after this long
 CLOCK_SOURCE = "guest"
 FUTURE_NS = 50_000_000  # a flip cannot lie later than this after it was reported, whatever the clocks' error
-
-
-class Line(Protocol):
-    """What the guest rig needs of the bus; `rig.bus.Peer` is one."""
-
-    process: str
-
-    def send(self, document: Document) -> None:
-        """Send without blocking."""
-        ...
 
 
 class Ending(Protocol):
@@ -65,15 +48,17 @@ class GuestRig:
     """
 
     def __init__(
-        self, config: Config, where: Places, frames: FrameMaker, line: Line, clock: Clock, stop: Ending
+        self, config: Config, where: Places, frames: FrameMaker, line: programme.Line, clock: Clock, stop: Ending
     ) -> None:
         if config.guest is None:
             raise ValueError("the config has no part `guest`")
         self._config, self._where, self._frames, self._line = config, where, frames, line
         self._clock, self._stop = clock, stop
         self._silent_after_ns = int(config.guest.timeout_s * 1e9)
-        self._planner = Planner(config.presentation.images_per_trial)
-        self._caught_up = False
+        self._programme = Programme(config.presentation.images_per_trial, where, frames, line, clock)
+        self._outputs = TrialOutputs(config, line, clock)
+        area_sr = radians(config.stimulus.size_deg) ** 2
+        self._flashes = FlashLimit(frames.grey.luminance, config.limits.max_flash_hz, area_sr)
         self._guest: Hello | None = None
         self._map = ClockMap(nominal_hz=1e9)
         self._run = 0
@@ -84,9 +69,7 @@ class GuestRig:
         self._open: dict[int, tuple[Showing, Made]] = {}  # presentations of the trial that are not reported yet
         self._previous: str | None = None  # image before the next one in the same trial
         self._last_onset_ns: int | None = None
-        self._late_said = False
-        self._prepared: set[tuple[int, str]] = set()
-        self._sent_frames: set[str] = set()
+        self._shown_of_trial: list[Presented] = []
         self.ended: str | None = None  # why nothing more is shown
         self.told_end = False  # whether the guest knows
 
@@ -94,32 +77,8 @@ class GuestRig:
 
     def take(self, entry: Entry) -> None:
         """Take an entry of the session's log."""
-        document = entry.document
-        if isinstance(document, Proposal):
-            try:
-                check_proposal(document, (self._where.rect.height, self._where.rect.width))
-            except BadProposal as error:
-                self._line.send(Fault(what="bad proposal", detail=str(error), done="refused; nothing of it is shown"))
-                return
-            self._late_said = not self._planner.add(document) and self._late_said
-        elif isinstance(document, PhaseEnded):
-            if document.last and self.ended is None:
-                self.ended = f"phase {document.phase} ended: {document.reason}"
-        elif entry.envelope.process == self._line.process:
-            if isinstance(document, ProcessStarted):
-                self._catch_up()
-        elif isinstance(document, TrialIntent):
-            self._planner.intended(document)
-        elif isinstance(document, Presented):
-            self._planner.presented(document)
-
-    def _catch_up(self) -> None:
-        self._caught_up = True
-        lost = self._planner.never_presented()
-        if lost:
-            detail = f"{len(lost)} announced presentations have no record of their flips"
-            done = "their slots are shown again under new numbers"
-            self._line.send(Fault(what="rig restarted", detail=detail, done=done, presentations=lost))
+        self._programme.take(entry)
+        self.ended = self.ended or self._programme.ended
 
     def watch(self) -> None:
         """Notice a guest that has gone silent."""
@@ -202,11 +161,13 @@ class GuestRig:
 
     def _about(self) -> dict[str, Any]:
         rhythm, rect, patch = self._config.presentation, self._where.rect, self._where.patch
+        point = self._where.fixation
         return {
             "ok": True,
             "protocol": PROTOCOL,
             "image_rect_px": [rect.left, rect.top, rect.right, rect.bottom],
             "patch_rect_px": None if patch is None else [patch.left, patch.top, patch.right, patch.bottom],
+            "fixation_rect_px": None if point is None else [point.left, point.top, point.right, point.bottom],
             "screen_px": list(self._config.display.size_px),
             "background": self._frames.background_level,
             "on_s": rhythm.on_s,
@@ -222,12 +183,12 @@ class GuestRig:
         if self.ended is not None:
             self.told_end = True
             return {"stop": self.ended}, ()
-        ready = self._caught_up and self._stop.go and self._map.ns_per_sample() is not None
-        plan = (self._planner.next_trial() or self._fall_back()) if ready else None
+        ready = self._programme.caught_up and self._stop.go and self._map.ns_per_sample() is not None
+        plan = (self._programme.planner.next_trial() or self._programme.fall_back()) if ready else None
         if plan is None:
             return {"wait_s": AGAIN_S}, ()
-        images = self._prepared_images(plan)
         now = self._clock.now_ns()
+        images = self._prepared_images(plan, now)
         self._line.send(
             TrialIntent(
                 trial=plan.trial,
@@ -237,7 +198,9 @@ class GuestRig:
                 start_host_ns=now,
             )
         )
+        self._outputs.trial_begins(plan, now)
         self._plan, self._trial, self._previous = plan, plan.trial, None
+        self._shown_of_trial = []
         self._open = {s.presentation: (s, made) for s, made in images}
         rows = [
             {"presentation": s.presentation, "sha256": made.sha256, "shape": list(made.frame.shape)}
@@ -245,40 +208,24 @@ class GuestRig:
         ]
         return {"trial": plan.trial, "images": rows}, tuple(made.frame.tobytes() for _, made in images)
 
-    def _fall_back(self) -> TrialPlan | None:
-        plan = self._planner.fallback_trial()
-        if plan is not None and not self._late_said:
-            self._late_said = True
-            latest = self._planner.latest
-            number = -1 if latest is None else latest.proposal
-            detail, done = f"no proposal after number {number}", "fallback stimuli are shown until one comes"
-            self._line.send(Fault(what="late proposal", detail=detail, done=done, presentations=plan.presentations))
-        return plan
-
-    def _prepared_images(self, plan: TrialPlan) -> list[tuple[Showing, Made]]:
-        images = []
-        for showing in plan.images:
-            made = self._frames.make(showing.proposal, showing.stimulus)
-            if made.refused:
-                detail = f"stimulus {showing.stimulus.id}: {made.refused}"
-                done = "background is sent instead and the presentation is marked incomplete"
-                self._line.send(
-                    Fault(what="frame refused", detail=detail, done=done, presentations=(showing.presentation,))
-                )
+    def _prepared_images(self, plan: TrialPlan, start_ns: int) -> list[tuple[Showing, Made]]:
+        rhythm = self._config.presentation
+        images: list[tuple[Showing, Made]] = []
+        planned: list[tuple[int, float]] = []
+        for k, showing in enumerate(plan.images):
+            made = self._programme.make(showing)
+            on_ns = start_ns + int(k * (rhythm.on_s + rhythm.off_s) * 1e9)
+            off_ns = on_ns + int(rhythm.on_s * 1e9)
+            # The guest shows it when it likes: the check is for the rhythm that it was asked to keep.
+            planned.append((on_ns, made.luminance))
+            refusal = self._flashes.refusal(planned)
+            if refusal:
+                made = self._frames.refuse(refusal)
+                planned[-1] = (on_ns, made.luminance)
+            if rhythm.off_s:
+                planned.append((off_ns, self._flashes.background))
             images.append((showing, made))
-            key = (showing.proposal.proposal, showing.stimulus.id)
-            if key not in self._prepared:
-                self._prepared.add(key)
-                new = made.sha256 not in self._sent_frames and not made.in_proposal
-                self._sent_frames.add(made.sha256)
-                self._line.send(
-                    StimulusPrepared(
-                        stimulus_id=showing.stimulus.id,
-                        proposal=showing.proposal.proposal,
-                        frame_sha256=made.sha256,
-                        frame=made.frame if new else None,
-                    )
-                )
+            self._programme.say_prepared(showing, made)
         return images
 
     def _shown(self, shown: Shown) -> None:
@@ -297,32 +244,34 @@ class GuestRig:
         del self._open[shown.presentation]
         patch = self._where.patch
         row = self._where.rect.center_row
-        self._line.send(
-            Presented(
-                presentation=shown.presentation,
-                trial=self._trial,
-                position_in_trial=showing.position,
-                proposal=showing.proposal.proposal,
-                slot=showing.slot,
-                role=showing.role,
-                stimulus_id=showing.stimulus.id,
-                previous_stimulus_id=self._previous,
-                frame_sha256=made.sha256,
-                due_host_ns=onset[0],
-                onset_flip_host_ns=onset[0],
-                offset_flip_host_ns=offset[0],
-                flip_uncertainty_ns=onset[1],
-                flips_host_ns=np.array([onset[0], offset[0]], np.int64),
-                late_flips=shown.late_flips,
-                dropped_frames=shown.dropped_frames,
-                image_row_px=row,
-                patch_row_px=row if patch is None else patch.center_row,
-                complete=shown.complete and not made.refused and shown.sha256 == made.sha256,
-            )
+        presented = Presented(
+            presentation=shown.presentation,
+            trial=self._trial,
+            position_in_trial=showing.position,
+            proposal=showing.proposal.proposal,
+            slot=showing.slot,
+            role=showing.role,
+            stimulus_id=showing.stimulus.id,
+            previous_stimulus_id=self._previous,
+            frame_sha256=made.sha256,
+            due_host_ns=onset[0],
+            onset_flip_host_ns=onset[0],
+            offset_flip_host_ns=offset[0],
+            flip_uncertainty_ns=onset[1],
+            flips_host_ns=np.array([onset[0], offset[0]], np.int64),
+            late_flips=shown.late_flips,
+            dropped_frames=shown.dropped_frames,
+            image_row_px=row,
+            patch_row_px=row if patch is None else patch.center_row,
+            complete=shown.complete and not made.refused and shown.sha256 == made.sha256,
         )
+        self._line.send(presented)
+        self._shown_of_trial.append(presented)
+        self._flashes.shown(onset[0], made.luminance)
+        self._flashes.shown(offset[0], self._flashes.background)
         self._previous = showing.stimulus.id
         if not self._open:
-            self._plan = None
+            self._end_trial()
 
     def _on_host(self, guest_ns: int) -> tuple[int, int]:
         mapped = self._map.to_host_ns(float(guest_ns))
@@ -349,8 +298,14 @@ class GuestRig:
             numbers = tuple(sorted(self._open))
             done = "never shown; planned again under new numbers"
             self._line.send(Fault(what="trial cut short", detail=reason, done=done, presentations=numbers))
-            self._planner.put_back([showing for showing, _ in self._open.values()])
-        self._open, self._plan = {}, None
+            self._programme.planner.put_back([showing for showing, _ in self._open.values()])
+        self._open = {}
+        self._end_trial()
+
+    def _end_trial(self) -> None:
+        plan, self._plan = self._plan, None
+        if plan is not None:
+            self._outputs.trial_over(plan, self._shown_of_trial)
 
     def close(self, reason: str) -> None:
         """Account for an open trial and say that nothing more is shown."""

@@ -3,7 +3,7 @@
 One thread, owned by `rig.session`. Between trials it takes proposals, makes frames, fills textures and keeps flipping
 the background; a trial is `rig.trial_show`, and what is asked of gaze and outputs around it, `rig.trial_outputs`.
 It never waits for the model: without a proposal in time it shows the declared fallback and says so. It draws nothing by
-itself (`rig.display`), decides nothing about order (`rig.trial`), and makes no frame (`rig.frames`).
+itself (`rig.display`), and decides nothing about order and makes no frame (`rig.programme`).
 """
 
 import gc
@@ -11,51 +11,28 @@ from collections import OrderedDict
 from math import ceil, radians
 from typing import Protocol
 
+from rig import programme
 from rig.clock import Clock
 from rig.config import Config
 from rig.display import WindowLost
 from rig.frames import FrameMaker, Made
-from rig.messages import (
-    Document,
-    Entry,
-    Fault,
-    PhaseEnded,
-    Presented,
-    ProcessStarted,
-    Proposal,
-    StimulusPrepared,
-    StopRequested,
-    TrialIntent,
-)
+from rig.messages import Entry, Fault, StopRequested, TrialIntent
 from rig.pacing import FrameGrid
 from rig.places import Places
-from rig.trial import BadProposal, Event, Planner, Showing, State, TrialPlan, check_proposal
+from rig.programme import Programme
+from rig.trial import Event, State, TrialPlan
 from rig.trial_outputs import TrialOutputs
 from rig.trial_show import Course, Ending, OnsetLine, Ready, Screen, TrialShow
 from stimuli.limits import FlashLimit
 
-# Its own TrialIntent and Presented tell a restarted rig what is done; its own ProcessStarted, that it has read it all.
-# With a fixation gate `rig.trial_outputs.GAZE_WANTS` comes on top.
-WANTS = frozenset({"proposal", "phase_ended", "trial_intent", "presented", "process_started"})
 IDLE_MARGIN_NS = 2_500_000  # a wait on the bus ends this long before a frame is due: background need not be exact
-PATIENCE_NS = 5_000_000_000  # where nothing is declared to fall back to, background for this long is a fault
 
 
-class Line(Protocol):
+class Line(programme.Line, Protocol):
     """What the session needs of the bus; `rig.bus.Peer` is one."""
-
-    process: str
-
-    def send(self, document: Document) -> None:
-        """Send without blocking."""
-        ...
 
     def poll(self, timeout_s: float = 0.0) -> list[Entry]:
         """Return new entries."""
-        ...
-
-    def flush(self, timeout_s: float) -> bool:
-        """Wait until everything sent is journalled."""
         ...
 
 
@@ -116,7 +93,7 @@ class Session:
         self._frames = frames
         self._clock = clock
         self._stop = stop
-        self._planner = Planner(rhythm.images_per_trial)
+        self._programme = Programme(rhythm.images_per_trial, where, frames, line, clock)
         self._pool = TexturePool(screen)
         self._grid = FrameGrid(refresh, clock.now_ns() + 10**9 // round(refresh), self._vsync)
         self._course = Course(stop)
@@ -126,15 +103,10 @@ class Session:
         self._onset = onset
         area_sr = radians(config.stimulus.size_deg) ** 2
         self._flashes = FlashLimit(frames.grey.luminance, config.limits.max_flash_hz, area_sr)
-        self._caught_up = False
         self._announced = False  # the trial that is ready has its TrialIntent
         self._onset_frame = 0  # frame from which the next trial may start
-        self._late_since_ns: int | None = None
-        self._late_said = False
         self._plan: TrialPlan | None = None
         self._ready: list[Ready] = []
-        self._prepared: set[tuple[int, str]] = set()
-        self._sent_frames: set[str] = set()
         self._to_do: set[int] = set()  # presentations announced and not yet sent as Presented
 
     @property
@@ -195,76 +167,22 @@ class Session:
         self._course.look_for_stop()
 
     def _take(self, entry: Entry) -> None:
-        document = entry.document
-        if isinstance(document, Proposal):
-            self._take_proposal(document)
-        elif isinstance(document, PhaseEnded):
-            if document.last and self._course.reason is None:
-                self._course.reason = f"phase {document.phase} ended: {document.reason}"
-        elif entry.envelope.process == self._line.process:
-            if isinstance(document, ProcessStarted):
-                self._catch_up()
-        elif isinstance(document, TrialIntent):
-            self._planner.intended(document)
-        elif isinstance(document, Presented):
-            self._planner.presented(document)
-        else:
-            self._outputs.take(document)
-
-    def _take_proposal(self, proposal: Proposal) -> None:
-        try:
-            check_proposal(proposal, (self._where.rect.height, self._where.rect.width))
-        except BadProposal as error:
-            self._line.send(Fault(what="bad proposal", detail=str(error), done="refused; nothing of it is shown"))
-            return
-        if self._planner.add(proposal):
-            self._late_since_ns, self._late_said = None, False
-
-    def _catch_up(self) -> None:
-        self._caught_up = True
-        lost = self._planner.never_presented()
-        if lost:
-            self._line.send(
-                Fault(
-                    what="rig restarted",
-                    detail=f"{len(lost)} announced presentations have no record of their flips",
-                    done="their slots are shown again under new numbers",
-                    presentations=lost,
-                )
-            )
+        if not self._programme.take(entry):
+            self._outputs.take(entry.document)
+        if self._course.reason is None:
+            self._course.reason = self._programme.ended
 
     def _choose(self) -> None:
         """Plan the next trial; the fallback if its time has come and nothing is proposed."""
-        if not (self._caught_up and self._stop.go):  # nothing is shown before every process is ready
+        if not (self._programme.caught_up and self._stop.go):  # nothing is shown before every process is ready
             return
-        plan = self._planner.next_trial()
+        plan = self._programme.planner.next_trial()
         if plan is None and self._grid.frame >= self._onset_frame:
-            plan = self._fall_back()
+            plan = self._programme.fall_back()
         if plan is None:
             return
         self._plan, self._ready = plan, []
         self._course.enter(Event.PLANNED)
-
-    def _fall_back(self) -> TrialPlan | None:
-        latest = self._planner.latest
-        if latest is None:  # nothing was ever proposed
-            return None
-        if self._late_since_ns is None:
-            self._late_since_ns = self._clock.now_ns()
-        plan = self._planner.fallback_trial()
-        patient = plan is None and self._clock.now_ns() - self._late_since_ns < PATIENCE_NS
-        if not (patient or self._late_said):
-            self._late_said = True
-            self._line.send(
-                Fault(
-                    what="late proposal",
-                    detail=f"no proposal after number {latest.proposal}",
-                    done="background is shown" if plan is None else "fallback stimuli are shown until one comes",
-                    since_host_ns=self._late_since_ns,
-                    presentations=() if plan is None else plan.presentations,
-                )
-            )
-        return plan
 
     def _prepare_one(self) -> None:
         """Make the next frame of the planned trial and put it into a texture; after the last one announce the trial."""
@@ -272,9 +190,9 @@ class Session:
         if plan is None:
             raise RuntimeError("no trial is planned; the transition table does not allow this")
         showing = plan.images[len(self._ready)]
-        made = self._within_flashes(self._frames.make(showing.proposal, showing.stimulus))
+        made = self._within_flashes(self._programme.make(showing))
         self._ready.append(Ready(showing, self._pool.place(made), made))
-        self._say_prepared(showing, made)
+        self._programme.say_prepared(showing, made)
         if len(self._ready) < len(plan.images):
             return
         gc.collect()  # nothing is collected in a trial: collect now
@@ -333,27 +251,3 @@ class Session:
         self._onset.check()
         self._outputs.trial_over(self._plan, [presented for _, presented in self._trials.shown])
 
-    def _say_prepared(self, showing: Showing, made: Made) -> None:
-        if made.refused:
-            self._line.send(
-                Fault(
-                    what="frame refused",
-                    detail=f"stimulus {showing.stimulus.id}: {made.refused}",
-                    done="background is shown instead and the presentation is marked incomplete",
-                    presentations=(showing.presentation,),
-                )
-            )
-        key = (showing.proposal.proposal, showing.stimulus.id)
-        if key in self._prepared:
-            return
-        self._prepared.add(key)
-        new = made.sha256 not in self._sent_frames and not made.in_proposal
-        self._sent_frames.add(made.sha256)
-        self._line.send(
-            StimulusPrepared(
-                stimulus_id=showing.stimulus.id,
-                proposal=showing.proposal.proposal,
-                frame_sha256=made.sha256,
-                frame=made.frame if new else None,
-            )
-        )

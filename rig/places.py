@@ -15,6 +15,7 @@ class Places:
 
     rect: Rect
     patch: Rect | None
+    fixation: Rect | None
     angles: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
@@ -25,4 +26,8 @@ def places(config: Config) -> Places:
     patch = None if display.patch is None else patch_rect(display.size_px, display.patch.corner, display.patch.size_px)
     if patch is not None and patch.overlaps(rect):
         raise ValueError("the photodiode patch covers part of the image; move one of them or make it smaller")
-    return Places(rect, patch, pixel_angles(rect, display.size_px, display.width_cm, display.distance_cm))
+    fixation = None
+    if (point := display.fixation_point) is not None:
+        size, center = point.size_deg, point.center_deg
+        fixation = image_rect(display.size_px, display.width_cm, display.distance_cm, size, center)
+    return Places(rect, patch, fixation, pixel_angles(rect, display.size_px, display.width_cm, display.distance_cm))

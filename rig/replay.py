@@ -133,20 +133,20 @@ def _compare(
 def _compare_screen(log: list[Entry], verdict: Verdict) -> None:
     """Check that each presentation showed the stimulus that was planned, with the frame that was prepared for it."""
     plans: dict[int, Proposal] = {}
-    prepared: dict[tuple[int, str], str] = {}
+    prepared: set[tuple[int, str, str]] = set()
     for entry in log:
         document = entry.document
         if isinstance(document, Proposal):
             plans[document.proposal] = document
         elif isinstance(document, StimulusPrepared):
-            prepared[document.proposal, document.stimulus_id] = document.frame_sha256
+            prepared.add((document.proposal, document.stimulus_id, document.frame_sha256))
         elif isinstance(document, Presented):
             plan, where = plans.get(document.proposal), f"presentation {document.presentation}"
             if plan is None or document.slot >= len(plan.plan):
                 verdict.different.append(f"{where}: its proposal is not in the journal")
             elif document.slot >= 0 and plan.stimuli[plan.plan[document.slot].stimulus].id != document.stimulus_id:
                 verdict.different.append(f"{where} did not show the stimulus that was planned")
-            elif prepared.get((document.proposal, document.stimulus_id)) != document.frame_sha256:
+            elif (document.proposal, document.stimulus_id, document.frame_sha256) not in prepared:
                 verdict.different.append(f"{where} did not show the frame that was prepared")
             else:
                 verdict.identical["presented as planned"] = verdict.identical.get("presented as planned", 0) + 1

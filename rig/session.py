@@ -15,10 +15,11 @@ from rig.clock import HostClock
 from rig.config import ConfigError, load
 from rig.display import DisplayError, Window, WindowLost, load_graphics
 from rig.frames import FrameMaker
-from rig.loop import WANTS, Session
+from rig.loop import Session
 from rig.outputs.lines import OutputError
 from rig.outputs.onset import OnsetLines
 from rig.places import places
+from rig.programme import WANTS
 from rig.provenance import process_started
 from rig.trial_outputs import GAZE_WANTS
 from stimuli.bank import folder_bank, natural_bank
@@ -48,13 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
         onset = OnsetLines(config, line, clock)
         granted = priority.ask(config.processes.realtime)
         textures = config.presentation.images_per_trial
-        window = Window(display, where.rect, where.patch, textures, frames.background_level, clock)
+        window = Window(display, where.rect, where.patch, textures, frames.background_level, clock, where.fixation)
     except (DisplayError, OutputError) as error:
         return fail(f"{NAME}: {error}", error.cure)
     except (ConfigError, OSError, ValueError) as error:
         return fail(f"{NAME}: {error}", "mend config.yaml as the message says")
     try:
         notes = {**window.notes, "priority": granted}
+        if where.fixation is not None and where.fixation.overlaps(where.rect):
+            notes["fixation point"] = f"drawn over the image at {where.fixation}: those pixels of each frame are hidden"
         line.send(process_started(NAME, clock, notes))
         say(ready=notes)
         gc.collect()

@@ -24,9 +24,8 @@ def spikes(rng: np.random.Generator, units: int, until: int, count: int) -> tupl
 
 def test_frames_begin_at_whole_multiples_of_the_period_however_they_are_asked_for() -> None:
     microscope = scope(frame_hz=29.97)
-    starts = []
-    for until in range(START, START + 3_000_000, 30_011):
-        starts.append(microscope.frames(*NONE, until).sample)
+    untils = range(START, START + 3_000_000, 30_011)
+    starts = [microscope.frames(*NONE, until).sample for until in untils]
     got = np.concatenate(starts)
     want = np.rint(START + np.arange(len(got)) * RATE_HZ / 29.97)
     np.testing.assert_array_equal(got, want)  # 3,000 frames, less than a sample off: nothing adds up

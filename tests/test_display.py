@@ -36,9 +36,12 @@ LEVEL = 131
 class WindowChild:
     """The child's end of the pipe."""
 
-    def __init__(self, rect: Rect = RECT, patch: Rect | None = PATCH, level: int = LEVEL) -> None:
+    def __init__(
+        self, rect: Rect = RECT, patch: Rect | None = PATCH, level: int = LEVEL, fixation: Rect | None = None
+    ) -> None:
         settings: dict[str, Any] = {
-            "display": {"size_px": SIZE},
+            "display": {"size_px": SIZE, "fixation_point": None if fixation is None else {"level": 200}},
+            "fixation": None if fixation is None else [fixation.left, fixation.top, fixation.width, fixation.height],
             "rect": [rect.left, rect.top, rect.width, rect.height],
             "patch": None if patch is None else [patch.left, patch.top, patch.width, patch.height],
             "level": level,
@@ -120,6 +123,21 @@ def test_the_screen_returns_the_frames_own_bytes(window: WindowChild, tmp_path: 
 def test_background_and_patch_are_exact(window: WindowChild) -> None:
     for patch in (False, True, False):
         assert np.array_equal(window.show(None, patch), expected(None, patch))
+
+
+def test_the_fixation_point_lies_over_the_image_and_nowhere_else(private_screen: str, tmp_path: Path) -> None:
+    point = Rect(left=330, top=240, width=9, height=9)
+    child = WindowChild(fixation=point)
+    try:
+        frame = frames()["random RGB"]
+        np.save(tmp_path / "frame.npy", frame)
+        child.do("upload", 0, str(tmp_path / "frame.npy"))
+        for shown in (None, frame):
+            wanted = expected(shown, False)
+            wanted[point.top : point.bottom, point.left : point.right] = 200
+            assert np.array_equal(child.show(None if shown is None else 0, False), wanted)
+    finally:
+        child.close()
 
 
 def test_each_texture_keeps_its_own_frame(window: WindowChild, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rig.config import Config, parse
 from rig.display import WindowLost
 from rig.frames import FrameMaker
 from rig.journal import read_all
-from rig.loop import WANTS, Session
+from rig.loop import Session
 from rig.messages import (
     Document,
     Entry,
@@ -36,6 +36,7 @@ from rig.messages import (
     TrialIntent,
 )
 from rig.places import places
+from rig.programme import WANTS
 from rig.provenance import process_started
 from rig.recorder import Recorder
 from rig.trial import State

@@ -19,10 +19,12 @@ TEXTURES = 3
 
 
 def main(settings: str) -> None:
-    """Open the window that `settings` (JSON: display, rect, patch, level) describes and obey."""
+    """Open the window that `settings` (JSON: display, rect, patch, level, fixation) describes and obey."""
     given = json.loads(settings)
     patch = None if given["patch"] is None else Rect(*given["patch"])
-    window = Window(Display(**given["display"]), Rect(*given["rect"]), patch, TEXTURES, given["level"], HostClock())
+    point = None if given["fixation"] is None else Rect(*given["fixation"])
+    display, rect = Display(**given["display"]), Rect(*given["rect"])
+    window = Window(display, rect, patch, TEXTURES, given["level"], HostClock(), point)
     answer(window.notes)
     for line in sys.stdin:
         what, *rest = json.loads(line)
