@@ -140,9 +140,10 @@ class _Show:
             self._peer.send(self._open)
             self._open = None
             self.sent += 1
-        if self._waiting and now >= self._due_ns:
+        if self._waiting and self._open is None and now >= self._due_ns:
             self._begin(now)
-            self._due_ns = max(self._due_ns + int(EVERY_S * 1e9), now)
+            # After a stall the rhythm starts anew: no image is rushed, none replaces another.
+            self._due_ns = max(self._due_ns, now - int(EVERY_S * 1e9)) + int(EVERY_S * 1e9)
 
     def _begin(self, now: int) -> None:
         proposal, slot = self._waiting.pop(0)
