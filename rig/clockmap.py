@@ -227,7 +227,10 @@ class ClockMap:
         """
         line, drift = self._believed(self._chosen), self.drift_ppm()
         if line is not None:
-            if drift is not None and abs(drift) - line.slope_uncertainty() * 1e6 > DRIFT_PPM:
+            doubt = line.slope_uncertainty()
+            if line.kind == "arrival":  # the smallest delay may have changed between its first and its last pair
+                doubt += (UNSEEN_DELAY_NS + line.scatter_ns) / ((line.last - line.first) * line.slope)
+            if drift is not None and abs(drift) - doubt * 1e6 > DRIFT_PPM:
                 detail = f"the device's clock is {drift:+.0f} ppm off its nominal {self.nominal_hz:g} Hz"
                 self._warn("clock drift", f"{detail}; over {DRIFT_PPM:g} ppm")
             if line.residual_ns > RESIDUAL_NS:

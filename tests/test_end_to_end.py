@@ -59,7 +59,7 @@ seed: 5
 display: {{size_px: [400, 300], refresh_hz: 60, width_cm: 30}}
 stimulus: {{size_deg: 10}}
 presentation: {{on_s: 0.1, off_s: 0.0667, images_per_trial: 12, inter_trial_s: 0.25}}
-sources: [{{type: openephys, name: probe, port: {port}}}]
+sources: [{{type: openephys, name: probe, port: {port}, http_port: null}}]
 responses: {{units: ["E01#0", "E02#0"]}}
 phases:
 - {{agent: present, images: [natural], count: 4, repeats: 2, blanks: 1}}
