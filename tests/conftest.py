@@ -8,7 +8,6 @@ import pytest
 
 from rig.screen import virtual_screen
 
-
 # Tests share the cores with real-time processes: how long one example takes says nothing about the code.
 hypothesis.settings.register_profile("shared cores", deadline=None)
 hypothesis.settings.load_profile("shared cores")
