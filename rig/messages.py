@@ -396,6 +396,10 @@ class ClockSample(Document):
     uncertainty_ns: int | None = Field(default=None, ge=0, description="Bound on the pair's error, for edge, barcode.")
 
 
+# What one unit of `Response.rate_hz` is, by `Response.measure`.
+RATE_UNITS = {"spikes": "spikes/s", "counts": "counts/s", "deconvolved": "events/s (dF/F)", "dff": "dF/F"}
+
+
 class Response(Document):
     """What the units did in the response window of one presentation; exactly one for each Presented."""
 

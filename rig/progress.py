@@ -9,6 +9,7 @@ from rich.text import Text
 from rig.config import Config, EvolvePhase, PresentPhase
 from rig.journal import JournalReader
 from rig.messages import (
+    RATE_UNITS,
     Entry,
     Fault,
     ModelUpdated,
@@ -50,6 +51,7 @@ class Progress:
         self._now = (0, "", 0)  # of what is on the screen
         self._shown = self._answered = self._usable = self._late = 0
         self._report: dict[str, float] = {}
+        self._measure = "spikes"
         self._faults: dict[str, int] = {}
         self._last_fault = ""
         self._ended = ""
@@ -66,6 +68,7 @@ class Progress:
         elif isinstance(document, Response):
             self._answered += 1
             self._usable += document.usable
+            self._measure = document.measure
         elif isinstance(document, ModelUpdated):
             self._report = document.report
         elif isinstance(document, Fault):
@@ -84,7 +87,7 @@ class Progress:
         rows = [
             ("phase", f"{self._now[0] + 1} of {len(self._config.phases)}, {self.place}"),
             ("presentations", f"{self._shown} of {self._planned}, {self._usable} of {self._answered} responses usable"),
-            ("response, spikes/s", rate or "-"),
+            (f"response, {RATE_UNITS[self._measure]}", rate or "-"),
             ("late flips", str(self._late)),
             ("faults", ", ".join(f"{n} x {w}" for w, n in self._faults.items()) or "none"),
             ("time left", f"about {left_s:.0f} s" if not self._ended else self._ended),
@@ -100,13 +103,15 @@ class Progress:
         names = {"mean": "mean of candidates", "best": "last winner shown again", "reference": "best reference"}
         if self._now[1] == "present":
             names = {"mean": "mean of images", "best": "best image", "blank": "blank"}
-        return [f"{name} {self._report[key]:.1f}" for key, name in names.items() if key in self._report]
+        digits = 1 if self._measure == "spikes" else 3
+        return [f"{name} {self._report[key]:.{digits}f}" for key, name in names.items() if key in self._report]
 
     def line(self) -> str:
         """Return the same in one line, for logs without a terminal."""
         return (
             f"{self.place}: {self._shown}/{self._planned} shown, {self._usable} usable, late flips {self._late}, "
-            f"faults {sum(self._faults.values())}; spikes/s above baseline: {', '.join(self._rates()) or '-'}"
+            f"faults {sum(self._faults.values())}; {RATE_UNITS[self._measure]} above "
+            f"baseline: {', '.join(self._rates()) or '-'}"
         )
 
     @property

@@ -225,7 +225,7 @@ class _Page:
             "for each unit. Ranking itself makes the curves fall, also without tuning.",
         )
         table = _table(head, rows, frozenset(range(2, 3 + len(units))))
-        return f"{curves}<p>Rates in spikes/s above baseline, mean ± standard error.</p>{table}{note}"
+        return f"{curves}<p>Rates in {self.session.rate_unit} above baseline, mean ± standard error.</p>{table}{note}"
 
     def _thumbnail(self, stimulus: str) -> str:
         pixels = self.session.picture(stimulus)

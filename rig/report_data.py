@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from rig.messages import RATE_UNITS
 from rig.view_columns import FORMAT, FORMAT_VERSION, NO_TIME
 
 F64 = npt.NDArray[np.float64]
@@ -119,6 +120,8 @@ class Session:
         self.coverage: F64 = joined(table["coverage"][:], 0.0)
         self.rate_hz: F64 = joined(table["rate_hz"][:], np.nan)
         self.rate_hz[~self.usable] = np.nan
+        measures = self._texts("responses/measure")
+        self.rate_unit = RATE_UNITS[str(measures[0]) if len(measures) else "spikes"]
         sources = self._texts("responses/source")
         self.source = str(sources[0]) if len(sources) else ""
 

@@ -68,6 +68,11 @@ def best_stimulus(session: Session, phase: int, unit: int, role: str) -> tuple[s
     return (str(ids[int(np.argmax(means))]), max(means)) if means else None
 
 
+def _with_unit(session: Session, rate: float) -> str:
+    """Return a rate with its unit, with as many digits as mean something."""
+    return f"{rate:.0f} {session.rate_unit}" if session.rate_unit == "spikes/s" else f"{rate:.2f} {session.rate_unit}"
+
+
 def evolution(session: Session, phase: int) -> Figure | None:
     """Draw rate against generation: candidates, re-shows of the best, references, blanks."""
     unit = session.unit_of(phase)
@@ -87,7 +92,7 @@ def evolution(session: Session, phase: int) -> Figure | None:
         axes.axhline(float(np.mean(blank)), color=GREY, linestyle=":", label=f"blank screen, mean of {len(blank)}")
     axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
     axes.set_xlabel("generation")
-    axes.set_ylabel(f"rate of {session.units[unit]} above baseline (spikes/s)")
+    axes.set_ylabel(f"rate of {session.units[unit]} above baseline ({session.rate_unit})")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper left", ncols=2)
     return figure
@@ -132,12 +137,13 @@ def best_images(session: Session, phase: int) -> Figure | None:
         top = rows[np.argmax(session.rate_hz[rows, unit])]
         name = str(session.stimulus_id[top])
         again = session.rates(unit, phase=phase, role="reshow", stimulus=name)
-        text = f"generation {g}\n{session.rate_hz[top, unit]:.0f} spikes/s"
-        shown.append((name, text + (f"\nagain {np.mean(again):.0f} (n={len(again)})" if len(again) else "")))
+        text = f"generation {g}\n{_with_unit(session, session.rate_hz[top, unit])}"
+        repeated = f"\nagain {_with_unit(session, float(np.mean(again)))} (n={len(again)})" if len(again) else ""
+        shown.append((name, text + repeated))
     best = best_stimulus(session, phase, unit, "reference")
     if best is not None:
         count = len(session.rates(unit, phase=phase, role="reference", stimulus=best[0]))
-        shown.append((best[0], f"best reference\n{best[1]:.0f} spikes/s\nmean of {count}"))
+        shown.append((best[0], f"best reference\n{_with_unit(session, best[1])}\nmean of {count}"))
     columns = min(len(shown), 6)
     rows_ = -(-len(shown) // columns)
     figure = _figure(8.5, 8.5 / 6 * rows_ * 1.5)
@@ -279,7 +285,7 @@ def tuning(session: Session, phase: int, units: Sequence[int]) -> Figure | None:
         axes.set_title(session.units[unit], fontsize=10.5)
         axes.set_xlabel("image, by rank")
         if k % columns == 0:
-            axes.set_ylabel("rate (spikes/s)")
+            axes.set_ylabel(f"rate ({session.rate_unit})")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
