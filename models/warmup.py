@@ -18,6 +18,8 @@ import torch
 from models.agents import Agent, Batch, Told, build_from_config
 from rig.clock import Clock, HostClock
 from rig.config import Config, load
+from stimuli.limits import mean_luminance
+from stimuli.spec import LatentImage
 
 BATCHES = 12
 LONGEST_S = 4.0  # for one phase; fewer batches are made where they take long
@@ -32,7 +34,11 @@ def answers(batch: Batch, proposal: int, units: int, rng: np.random.Generator) -
 
 
 def time_phase(agent: Agent, units: int, clock: Clock, rng: np.random.Generator) -> dict[str, Any]:
-    """Make batches of one agent; return figures, s: the first batch, and percentiles of the others and of all steps."""
+    """Make batches of one agent and return figures.
+
+    Times, s: the first batch, and percentiles of the others and of all steps. Of the first batch also the stimuli that
+    the rig draws itself, and the mean luminance, 0-1, of each image that was generated.
+    """
     steps, batches, tail = [], [], 0
     end_ns = clock.now_ns() + round(LONGEST_S * 1e9)
     for proposal in range(BATCHES):
@@ -45,6 +51,8 @@ def time_phase(agent: Agent, units: int, clock: Clock, rng: np.random.Generator)
             steps.append((clock.now_ns() - start_ns) * 1e-9)
         batch = work.result()
         batches.append((clock.now_ns() - begin_ns) * 1e-9)
+        if not proposal:
+            first = batch
         tail = len(batch.plan) - batch.tail_from
         agent.tell(answers(batch, proposal, units, rng))
         if agent.finished() is not None or clock.now_ns() > end_ns:
@@ -58,6 +66,8 @@ def time_phase(agent: Agent, units: int, clock: Clock, rng: np.random.Generator)
         "step_p50_s": float(np.quantile(steps, 0.5)),
         "step_p99_s": float(np.quantile(steps, 0.99)),
         "tail": tail,
+        "stimuli": [s.model_dump(mode="json") for s in first.stimuli if not isinstance(s.spec, LatentImage)],
+        "generated_luminance": [mean_luminance(frame) for frame in first.frames],
     }
 
 

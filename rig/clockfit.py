@@ -57,8 +57,11 @@ def runs_of(entries: Iterable[Entry]) -> list[Run]:
 class TwoSidedMap:
     """Sample to host time from pairs before and after the moment; none from beyond a step of a clock."""
 
-    def __init__(self, pairs: Iterable[ClockSample], steps_host_ns: Iterable[int] = ()) -> None:
-        """Take the pairs of one run, in journal order, and the host times at which a clock stepped."""
+    def __init__(
+        self, pairs: Iterable[ClockSample], steps_host_ns: Iterable[int] = (), nominal_hz: float | None = None
+    ) -> None:
+        """Take the pairs of one run, in journal order, the host times at which a clock stepped and the stated rate."""
+        self._nominal_hz = nominal_hz
         self._kinds: dict[Kind, list[Pair]] = {kind: [] for kind in KINDS}
         self._steps = sorted(steps_host_ns)
         for sample in pairs:
@@ -104,7 +107,7 @@ class TwoSidedMap:
         for kind, hosts in self._hosts.items():
             near[kind] = self._kinds[kind][bisect_left(hosts, first) : bisect_left(hosts, end)]
         at = min((p for known in near.values() for p in known), key=lambda p: abs(p.host_ns - middle), default=None)
-        lines = [line for kind in KINDS if (line := own_line(kind, near[kind])) is not None]
+        lines = [line for kind in KINDS if (line := own_line(kind, near[kind], self._nominal_hz)) is not None]
         return None if at is None else best_line(with_levelled(lines, near["exact"]), at.sample)
 
 
@@ -154,7 +157,7 @@ def _by_host(pair: ClockSample) -> int:
 def figures(run: Run) -> dict[str, Any]:
     """Return the row of `stimloop clocks` for one source and run; None for what the pairs cannot tell."""
     online = online_of(run)
-    offline = TwoSidedMap(online.kept, online.steps_host_ns)
+    offline = TwoSidedMap(online.kept, online.steps_host_ns, run.rate_hz or None)
     methods = Counter(p.method for p in run.pairs)
     row: dict[str, Any] = {"source": run.source, "run": run.run, "pairs": dict(methods), "sample_rate_hz": run.rate_hz}
     hosts = [p.pair_host_ns for p in run.pairs]
@@ -191,7 +194,7 @@ def _ms(ns: "float | np.floating[Any] | None") -> float | None:
 def _line_on_host(run: Run, line: int) -> list[tuple[int, int, int]]:
     """Return (sample, state, host ns by the two-sided map) of the edges of a line, samples ascending."""
     online = online_of(run)
-    offline = TwoSidedMap(online.kept, online.steps_host_ns)
+    offline = TwoSidedMap(online.kept, online.steps_host_ns, run.rate_hz or None)
     rows = []
     for sample, state, arrival in zip(*(column.tolist() for column in line_edges(run.edges, line)), strict=True):
         mapped = offline.to_host_ns(sample, arrival)

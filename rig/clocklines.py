@@ -22,7 +22,13 @@ UNSEEN_DELAY_NS = 1_000_000.0
 SCALE_FLOOR_NS = 20_000.0  # stamps are not better than this
 # How fast a crystal's rate may change, per s. 5 ppm of thermal wander with a period of 20 min change by 0.026 ppm/s.
 RATE_CHANGE_PER_S = 5e-8
+# How far a device's rate may be from its nominal one (99 %), before its pairs say: crystals are within 100 ppm, a File
+# Reader's real rate is 900 ppm below.
+RATE_DOUBT = 1e-3
 REFINEMENTS = 4
+LOWER_LEAST = 10  # the density of the smallest delays is told by the lower half of the arrivals, at least so many
+BESIDE = 20  # how far from the best line others are looked at, in about their standard deviations
+MISSED = 0.001  # arrivals: the part of the fit's error that is not in its bound
 LEAST_PAIRS = 5
 LEAST_SPAN_NS = 1_000_000_000
 RECENT_EXACT_NS = 10_000_000_000  # of few exact pairs these set the offset
@@ -79,22 +85,44 @@ class Line:
         return (NORMAL_99 * math.sqrt(self.variance * self.inverse_spread) + self.unseen_ns / span) / self.slope
 
 
-def _hull_line(xs: F64, ys: F64) -> tuple[float, float]:
-    """Return offset and slope of the lower hull's edge above or below which the mean x lies. `xs` ascends strictly."""
-    x, y = xs.tolist(), ys.tolist()  # elements of an array are slow to look at one by one
+@dataclass(frozen=True)
+class _Rate:
+    """What is known of the slope before any pair, ns per sample."""
+
+    nominal: float
+    sd: float
+
+
+def _hull(x: F64, y: F64) -> tuple[F64, F64]:
+    """Return the corners of the lower hull. `x` ascends strictly."""
+    xs, ys = x.tolist(), y.tolist()  # elements of an array are slow to look at one by one
     hull: list[int] = []
-    for k in range(len(x)):
+    for k in range(len(xs)):
         while len(hull) > 1:
             a, b = hull[-2], hull[-1]
-            if (y[b] - y[a]) * (x[k] - x[b]) < (y[k] - y[b]) * (x[b] - x[a]):
+            if (ys[b] - ys[a]) * (xs[k] - xs[b]) < (ys[k] - ys[b]) * (xs[b] - xs[a]):
                 break
             hull.pop()
         hull.append(k)
-    middle = float(np.mean(xs))
-    right = next((i for i in range(1, len(hull)) if x[hull[i]] >= middle), len(hull) - 1)
-    a, b = hull[right - 1], hull[right]
-    slope = (y[b] - y[a]) / (x[b] - x[a])
-    return y[a] - slope * x[a], slope
+    return x[hull], y[hull]
+
+
+def _line_below(hull_x: F64, hull_y: F64, mean_x: float, prior: _Rate, gap_ns: float) -> tuple[float, float]:
+    """Return offset and slope of the most probable line below all points, for delays of exponential density.
+
+    `gap_ns` is by how much the smallest of the delays exceeds zero on average. The log posterior of a slope s, the line
+    touching the hull, is (offset + s mean_x) / gap - ((s - nominal) / sd)^2 / 2: concave, with its top at a corner's
+    slope or at an edge's. Without a prior that is the edge below the mean of x.
+    """
+    edges = np.diff(hull_y) / np.diff(hull_x)
+    if math.isinf(prior.sd):
+        k = min(max(int(np.searchsorted(hull_x, mean_x)), 1), len(edges)) - 1
+        return float(hull_y[k] - edges[k] * hull_x[k]), float(edges[k])
+    lowest, highest = np.append(-np.inf, edges), np.append(edges, np.inf)
+    slopes = np.clip(prior.nominal - prior.sd**2 / gap_ns * (hull_x - mean_x), lowest, highest)
+    offsets = hull_y - slopes * hull_x
+    k = int(np.argmax((offsets + slopes * mean_x) / gap_ns - ((slopes - prior.nominal) / prior.sd) ** 2 / 2))
+    return float(offsets[k]), float(slopes[k])
 
 
 def _median_line(x: F64, y: F64) -> tuple[float, float]:
@@ -131,16 +159,42 @@ def _regression(x: F64, y: F64, weight: F64) -> _Fit:
     return _Fit(level - slope * middle, slope, variance, middle, 1 / spread, math.sqrt(scatter))
 
 
-def _arrivals(x: F64, y: F64) -> tuple[_Fit, float]:
-    """Fit the line under the points; also return the median height above it."""
-    at, slope = _hull_line(x, y)
+def _arrivals(x: F64, y: F64, nominal: float | None) -> tuple[_Fit, float]:
+    """Fit the line under the points; also return the median height above it.
+
+    A delay is never negative, and its density near the smallest one is told by how close the lower points lie. The
+    doubt of the line is the second moment about it of all lines below the points, each weighed by its posterior.
+    """
+    hull_x, hull_y = _hull(x, y)
+    prior = _Rate(0.0, math.inf) if nominal is None else _Rate(nominal, RATE_DOUBT / NORMAL_99 * nominal)
+    mean_x, count = float(np.mean(x)), len(x)
+    lower = min(count, max(LOWER_LEAST, count // 2))  # a stalled reader does not belong to that density
+    first = prior.nominal or float((hull_y[-1] - hull_y[0]) / (hull_x[-1] - hull_x[0]))
+    at, slope = float(np.min(y - first * x)), first
     for _ in range(REFINEMENTS):
-        above = y - at - slope * x
-        above -= float(np.min(above))
-        tenth = len(above) // 10
-        scale = max(float(np.partition(above, tenth)[tenth]), SCALE_FLOOR_NS)
-        fit = _regression(x, y, 1 / (scale + above) ** 2)
-        at, slope = fit.at, fit.slope
+        above = np.sort(y - at - slope * x)
+        gap_ns = max(float(above[lower - 1]) / (lower - 2), SCALE_FLOOR_NS / count)
+        at, slope = _line_below(hull_x, hull_y, mean_x, prior, gap_ns)
+    above = y - at - slope * x
+    # Lines beside it: each corner of the hull bounds their offset.
+    span = float(x[-1] - x[0])
+    unit = 1 / (1 / prior.sd + span / (4 * gap_ns))
+    beside = np.linspace(-BESIDE, BESIDE, 8 * BESIDE + 1) * unit
+    lower_by = np.min(hull_y[:, None] - hull_x[:, None] * (slope + beside), axis=0) - at
+    log = (lower_by + beside * mean_x) / gap_ns - ((slope + beside - prior.nominal) / prior.sd) ** 2 / 2
+    weight = np.exp(log - np.max(log))
+    weight /= np.sum(weight)
+    level = float(np.sum(weight * (lower_by**2 - 2 * lower_by * gap_ns + 2 * gap_ns**2)))
+    both = float(np.sum(weight * (lower_by - gap_ns) * beside))
+    tilt = float(np.sum(weight * beside**2))
+    # The gap is itself estimated, from `free` distances: the smallest delay over it is distributed as F(2, 2 free).
+    free = lower - 2
+    widen = (free * ((1 / MISSED) ** (1 / free) - 1) / (NORMAL_99 * math.sqrt(2))) ** 2
+    variance = max(level - both**2 / tilt, gap_ns**2 / 2)
+    scale = max(float(np.partition(above, count // 10)[count // 10]), SCALE_FLOOR_NS)
+    near = 1 / (scale + above) ** 2
+    residual = math.sqrt(float(np.sum(near * above**2) / np.sum(near)))
+    fit = _Fit(at, slope, variance * widen, -both / tilt, tilt / variance, residual)
     return fit, float(np.median(above))
 
 
@@ -154,8 +208,10 @@ def _exact(x: F64, y: F64, doubt: F64) -> tuple[_Fit, F64]:
     return fit, weight
 
 
-def fit_line(kind: Kind, pairs: Sequence[Pair]) -> Line | None:
+def fit_line(kind: Kind, pairs: Sequence[Pair], nominal_hz: float | None = None) -> Line | None:
     """Return the line of pairs of one kind, samples ascending strictly; None where time would run backwards.
+
+    Arrivals are held to `nominal_hz`, as far as `RATE_DOUBT` allows, until they know the rate better.
 
     The newest pair is the origin. Differences are taken before anything becomes a float64: clocks are larger than
     what it holds to the ns.
@@ -165,7 +221,7 @@ def fit_line(kind: Kind, pairs: Sequence[Pair]) -> Line | None:
     y = np.array([p.host_ns - host0 for p in pairs], dtype=np.float64)
     scatter = 0.0
     if kind == "arrival":
-        fit, scatter = _arrivals(x, y)
+        fit, scatter = _arrivals(x, y, 1e9 / nominal_hz if nominal_hz else None)
         unseen = UNSEEN_DELAY_NS
     else:
         doubt = np.maximum(np.array([p.doubt_ns for p in pairs], dtype=np.float64), SCALE_FLOOR_NS / 2)
@@ -205,11 +261,11 @@ def levelled(line: Line, exact: Sequence[Pair]) -> Line:
     )  # fmt: skip
 
 
-def own_line(kind: Kind, pairs: Sequence[Pair]) -> Line | None:
-    """Return the line of one kind of pairs, None where they are too few."""
+def own_line(kind: Kind, pairs: Sequence[Pair], nominal_hz: float | None = None) -> Line | None:
+    """Return the line of one kind of pairs, None where they are too few; `nominal_hz` as in `fit_line`."""
     if len(pairs) < LEAST_PAIRS or pairs[-1].host_ns - pairs[0].host_ns < LEAST_SPAN_NS:
         return None
-    return fit_line(kind, pairs)
+    return fit_line(kind, pairs, nominal_hz)
 
 
 def with_levelled(lines: Sequence[Line], exact: Sequence[Pair]) -> list[Line]:

@@ -37,6 +37,7 @@ WINDOW_NS = 60_000_000_000
 FEW_EXACT_NS = 300_000_000_000  # exact pairs that are rarer than LEAST_PAIRS a minute still set the offset
 MOST_PAIRS = 1000
 RATE_TOLERANCE = 0.01  # a File Reader's real rate is 0.09 % below its nominal one
+WORTHLESS_NS = 100_000_000.0  # arrivals that leave more open than this are a backlog read in one burst: no map
 EDGE_DOUBT_NS = 100_000.0  # for an exact pair that states none: what a good sync line reaches
 DRIFT_PPM = 150.0
 RESIDUAL_NS = 1_000_000.0
@@ -68,7 +69,8 @@ class ClockMap:
     def __init__(self, nominal_hz: float | None = None) -> None:
         """Start without pairs. `nominal_hz` may also be set later, once the device has stated it.
 
-        With it the map refuses a fit whose rate is more than 1 % off: what a backlog gives that arrives in one burst.
+        With it arrivals are held to that rate until they know a better one, and the map refuses a fit whose rate is
+        more than 1 % off, or arrivals that leave more than 0.1 s open: what a backlog gives that comes in one burst.
         """
         self._nominal_hz = nominal_hz
         self.run: int | None = None
@@ -94,6 +96,7 @@ class ClockMap:
     def nominal_hz(self, rate_hz: float | None) -> None:
         if rate_hz != self._nominal_hz:
             self._nominal_hz = rate_hz
+            self._own["arrival"] = own_line("arrival", self._pairs["arrival"], rate_hz)  # it is held to the rate
             self._choose()
 
     # --- pairs --------------------------------------------------------------------------------------------------------
@@ -208,10 +211,15 @@ class ClockMap:
     def disputed_ns(self) -> float:
         """Return by how much the newest pairs contradict the map, ns: a clock may have stepped. It is in every bound.
 
-        Arrivals that are late are no contradiction.
+        An arrival that is late contradicts nothing; several in a row do, by as much as the least late of them.
         """
-        aside = (r for kind, some in self._aside.items() for _, r in some if kind != "arrival" or r < 0)
-        return max((abs(r) for r in aside if not math.isnan(r)), default=self._contradicted_ns)
+        off: list[float] = []
+        for kind, aside in self._aside.items():
+            known = [r for _, r in aside if not math.isnan(r)]
+            late = [r for r in known if kind == "arrival" and r > 0]
+            off += [abs(r) for r in known if kind != "arrival" or r < 0]
+            off += [min(late)] if len(late) >= STEP_PAIRS else []
+        return max(off, default=self._contradicted_ns)
 
     def drift_ppm(self) -> float | None:
         """Return how much faster (+) the device's clock runs than its nominal rate says; None where unknown."""
@@ -246,6 +254,8 @@ class ClockMap:
     def _believed(self, line: Line | None) -> Line | None:
         if line is None or self.nominal_hz is None:
             return line
+        if line.kind == "arrival" and line.uncertainty_ns(line.last) > WORTHLESS_NS:
+            return None
         return line if abs(line.slope * self.nominal_hz * 1e-9 - 1) <= RATE_TOLERANCE else None
 
     def _fit(self, kind: Kind) -> None:
@@ -261,7 +271,7 @@ class ClockMap:
             if kind == "exact" and len(own) <= LEAST_PAIRS and own[0].host_ns >= newest.host_ns - FEW_EXACT_NS:
                 break
             own.popleft()
-        self._own[kind] = own_line(kind, own)
+        self._own[kind] = own_line(kind, own, self._nominal_hz)
         self._choose()
 
     def _choose(self) -> None:

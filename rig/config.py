@@ -21,10 +21,15 @@ from rig.config_sources import (
     BehaviourSimulation,
     CalciumSimulation,
     LslBehaviourSource,
+    LslCalciumSource,
     NeuralSource,
+    TracesWireSource,
     WireFaults,
 )
 from stimuli import geometry
+
+FARTHEST_S = 10.0  # from the onset to the end of any window
+SPIKES_AFTER_S = 1.0  # no spike of a neuron answers an image so long after the next one came
 
 
 class ConfigError(ValueError):
@@ -137,6 +142,11 @@ class Responses(Part):
         for name, (start, end) in {"window_s": self.window_s, "baseline.window_s": self.baseline.window_s}.items():
             if end <= start:
                 raise ValueError(f"{name} must end after it starts, and goes from {start:g} to {end:g} s; swap the two")
+            if max(abs(start), abs(end)) > FARTHEST_S:
+                raise ValueError(
+                    f"{name} goes from {start:g} to {end:g}; these are seconds from the onset, at most {FARTHEST_S:g}: "
+                    "0.05, not 50"
+                )
         if len(set(self.units)) != len(self.units):
             raise ValueError("units names a unit twice; remove one")
         return self
@@ -360,6 +370,15 @@ class Config(Part):
             yield (
                 f"responses.edge_tolerance_s: {self.responses.edge_tolerance_s:g} s reaches to the edge of the next "
                 f"image; use less than half of on_s + off_s, {period_s / 2:.3g} s"
+            )
+        # Fluorescence may be summed far into the next images; a guest has a rhythm of its own.
+        free = self.guest is not None or isinstance(neural, TracesWireSource | LslCalciumSource)
+        next_s = period_s if rhythm.images_per_trial > 1 else rhythm.on_s + rhythm.inter_trial_s
+        if not free and self.responses.window_s[1] > next_s + SPIKES_AFTER_S:
+            yield (
+                f"responses.window_s: it ends {self.responses.window_s[1]:g} s after the onset, more than "
+                f"{SPIKES_AFTER_S:g} s after the next image came ({next_s:.3g} s): such spikes are not of this image; "
+                "the values are seconds, end it earlier"
             )
         if baseline.kind != "none" and period_s + baseline.window_s[0] < self.responses.window_s[1] - 1e-9:
             yield (

@@ -3,6 +3,7 @@
 Part of `rig.config`.
 """
 
+from math import isfinite
 from typing import Annotated, Literal, Self, TypeGuard
 
 from pydantic import Field, model_validator
@@ -14,12 +15,28 @@ class Fixation(Part):
     """The window in which the gaze must stay; judged from onset to the end of the response window."""
 
     source: str = Field(description="Name of the behaviour source.")
-    x: str = Field(default="gaze_x_deg", description="Its channel with the horizontal gaze, degrees.")
-    y: str = Field(default="gaze_y_deg", description="Its channel with the vertical gaze, degrees.")
+    x: str = Field(default="gaze_x_deg", description="Its channel with the horizontal gaze; see gain.")
+    y: str = Field(default="gaze_y_deg", description="Its channel with the vertical gaze; see gain.")
+    gain: tuple[float, float] = Field(
+        default=(1.0, 1.0),
+        description="Of x and y, degrees per unit of the channel: 1 for degrees, < 0 if it runs the other way.",
+    )
+    offset_deg: tuple[float, float] = Field(
+        default=(0.0, 0.0), description="Of x and y, degrees: gaze = gain * channel + offset, right and up positive."
+    )
     center_deg: tuple[float, float] = Field(default=(0.0, 0.0), description="Fixation point (right, up), degrees.")
     radius_deg: float = Field(default=2.0, gt=0, le=60, description="Radius of the window, degrees.")
     acquire_s: float = Field(default=0.2, ge=0, le=5, description="Gaze inside for so long before a trial, s.")
     max_gap_s: float = Field(default=0.1, gt=0, le=1, description="Longest stretch without gaze, s.")
+
+    @model_validator(mode="after")
+    def _a_gaze(self) -> Self:
+        if not all(isfinite(n) for n in (*self.gain, *self.offset_deg)) or 0 in self.gain:
+            raise ValueError(
+                f"gain {list(self.gain)} and offset_deg {list(self.offset_deg)} lose the gaze: gaze = gain * channel + "
+                "offset; give a gain other than 0 for each axis"
+            )
+        return self
 
 
 class Criterion(Part):

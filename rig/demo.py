@@ -10,6 +10,9 @@ from rich.console import Console
 from rig.clock import Clock
 from rig.compare import Compared, compare, onset_figures
 from rig.config import Config, EvolvePhase
+from rig.guest_rig import SAID_BYE
+from rig.journal import read_all
+from rig.messages import StopRequested
 from rig.runs import new_folder, run_session, simulated_animal
 from rig.screen import virtual_screen
 
@@ -41,11 +44,25 @@ def run_demo(config: Config, text: str, sessions: Path, clock: Clock, console: C
     names = ("presentations", "accounted_for", "usable")
     console.print(", ".join(f"{figures[name]} {name.replace('_', ' ')}" for name in names))
     ok = 0 < figures["presentations"] == figures["accounted_for"]
+    if config.guest is not None and (reason := _why_ended(folder)).startswith(SAID_BYE):
+        # The guest decides how long it goes on: what the phases had as their goals was not to be reached.
+        console.print(f"{reason}; the goals of the config are not judged", highlight=False, soft_wrap=True)
+        _say_files(folder, console)
+        return folder, figures["presentations"] == figures["accounted_for"]
     for k, phase in enumerate(config.phases):
         if isinstance(phase, EvolvePhase):
             ok &= _evolution(compared, phase, k, console)
-    console.print(f"log     {folder / 'session.journal'}\ndata    {folder / 'session.h5'}", soft_wrap=True)
+    _say_files(folder, console)
     return folder, ok
+
+
+def _why_ended(folder: Path) -> str:
+    entries = read_all(folder / "session.journal", frozenset({"stop_requested"}))
+    return next((e.document.reason for e in entries if isinstance(e.document, StopRequested)), "")
+
+
+def _say_files(folder: Path, console: Console) -> None:
+    console.print(f"log     {folder / 'session.journal'}\ndata    {folder / 'session.h5'}", soft_wrap=True)
 
 
 def _evolution(compared: Compared, phase: EvolvePhase, number: int, console: Console) -> bool:

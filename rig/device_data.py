@@ -3,6 +3,7 @@
 Pure; part of the response fold (`rig.windows`).
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from rig.traces import TraceFold
 
 F64 = npt.NDArray[np.float64]
 Span = tuple[int, int]  # first sample, end
+MOST_EARLY = 4_000  # documents kept while the device's rate is not known: 100 s of a source
 
 
 class DeviceData:
@@ -33,7 +35,7 @@ class DeviceData:
             self.kept = SpikesKept(units, seen)
         self._kept_from = 0  # what came before this sample was never there, or is forgotten
         self._gaps: list[Gap] = []
-        self._early: list[UnitList | SpikeBlock | TraceBlock] = []  # came before the device's rate was known
+        self._early: deque[UnitList | SpikeBlock | TraceBlock] = deque()  # came before the device's rate was known
 
     @property
     def final_through(self) -> int | None:
@@ -46,6 +48,7 @@ class DeviceData:
         """Take data; return what is wrong with them, in words."""
         if self.rate_hz <= 0:
             self._early.append(document)
+            self._drop_early()
             return []
         kept = self.kept
         if isinstance(kept, TraceFold):
@@ -57,7 +60,7 @@ class DeviceData:
         self.rate_hz = continuity.sample_rate_hz or self.rate_hz
         problems: list[str] = []
         if self.rate_hz > 0:
-            early, self._early = self._early, []
+            early, self._early = self._early, deque()
             problems = [problem for document in early for problem in self.take(document)]
         self._gaps += continuity.gaps
         self.lost_samples += sum(g.end_sample - g.first_sample for g in continuity.gaps)
@@ -65,11 +68,32 @@ class DeviceData:
             self.watermark = continuity.watermark_sample
         return problems
 
+    def _drop_early(self) -> None:
+        """Drop the oldest of too many documents that wait for the rate; windows that need them are not covered."""
+        if len(self._early) <= MOST_EARLY:
+            return
+        oldest = self._early.popleft()
+        if not isinstance(oldest, UnitList):
+            self._kept_from = max(self._kept_from, int(oldest.sample.max(initial=-1)) + 1)
+        elif not any(isinstance(one, UnitList) for one in self._early):
+            self._early.append(oldest)  # the list that holds
+            self._drop_early()
+
     def why_missing(self, span: Span) -> str:
         """Return in words why no unit has a value in a span."""
         if isinstance(self.kept, TraceFold):
             return self.kept.why_missing(*span)
         return "none of its units was there"
+
+    def too_short(self, windows: dict[str, tuple[float, float]]) -> str:
+        """Return in words which of the windows, s from the onset, are too short for what this source sends; "" if none.
+
+        `windows` are named as in the config. Spikes have times of their own: for them no window is too short.
+        """
+        if not isinstance(self.kept, TraceFold):
+            return ""
+        short = {name: self.kept.too_short(window_s) for name, window_s in windows.items()}
+        return "; ".join(f"{name} {words}" for name, words in short.items() if words)
 
     def forget(self, before_sample: int) -> None:
         """Drop what came before a sample; a window that would need it all the same is not covered."""

@@ -7,6 +7,7 @@ Only rows in which the gaze was seen count. A blink, a lost track and lost data 
 gaze, which may be as long as `max_gap_s`.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -14,11 +15,33 @@ import numpy.typing as npt
 
 from rig.clockmap import ClockMap
 from rig.config_outputs import Fixation
-from rig.messages import BehaviourBlock, ClockSample, Continuity, Document
+from rig.messages import BehaviourBlock, ClockSample, Continuity, Document, Gap
 
 KEEP_S = 60.0  # longer than any response may wait: windows, time-outs and lags are below 20 s
 LATE_S = 0.15  # a gaze sample this old is no news of the eye: three periods of a source, and the network
 Verdict = Literal["held", "broken", "missing", "open"]
+
+
+def gaze_deg(fixation: Fixation, block: BehaviourBlock) -> npt.NDArray[np.float64] | None:
+    """Return the gaze (row; right, up), degrees, NaN where it was not seen; None if the block has no such channels."""
+    if fixation.x not in block.channels or fixation.y not in block.channels:
+        return None
+    values = block.values[:, [block.channels.index(fixation.x), block.channels.index(fixation.y)]]
+    return np.asarray(values * np.array(fixation.gain) + np.array(fixation.offset_deg), np.float64)
+
+
+def within(fixation: Fixation, gaze: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Return (row,) whether each gaze (row; right, up), degrees, lies in the window; the rim counts as inside."""
+    away = gaze - np.array(fixation.center_deg)
+    return np.asarray(np.hypot(away[:, 0], away[:, 1]) <= fixation.radius_deg)
+
+
+def in_gaps(sample: npt.NDArray[np.int64], gaps: Iterable[Gap]) -> npt.NDArray[np.bool_]:
+    """Return which of the samples (row,) lie in a gap."""
+    inside = np.zeros(len(sample), dtype=np.bool_)
+    for gap in gaps:
+        inside |= (sample >= gap.first_sample) & (sample < gap.end_sample)
+    return inside
 
 
 class GazeWindow:
@@ -51,16 +74,18 @@ class GazeWindow:
         else:
             self._map.nominal_hz = document.sample_rate_hz or self._map.nominal_hz
             self._watermark = max(document.watermark_sample, self._watermark or document.watermark_sample)
+            if document.gaps:  # rows that came too old, or in pieces: not seen
+                kept = ~in_gaps(self._sample, document.gaps)
+                self._sample, self._inside = self._sample[kept], self._inside[kept]
             self._forget()
 
     def _add(self, block: BehaviourBlock) -> None:
-        if self._fixation.x not in block.channels or self._fixation.y not in block.channels:
+        gaze = gaze_deg(self._fixation, block)
+        if gaze is None:
             return
-        right = block.values[:, block.channels.index(self._fixation.x)] - self._fixation.center_deg[0]
-        up = block.values[:, block.channels.index(self._fixation.y)] - self._fixation.center_deg[1]
-        seen = np.isfinite(right) & np.isfinite(up)
+        seen = np.isfinite(gaze).all(axis=1)
         sample = np.concatenate([self._sample, block.sample[seen]])
-        inside = np.concatenate([self._inside, np.hypot(right, up)[seen] <= self._fixation.radius_deg])
+        inside = np.concatenate([self._inside, within(self._fixation, gaze[seen])])
         order = np.argsort(sample, kind="stable")
         self._sample, self._inside = sample[order], inside[order]
 

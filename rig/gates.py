@@ -15,8 +15,8 @@ from rig.config import Config
 from rig.config_outputs import Criterion
 from rig.config_sources import LslBehaviourSource
 from rig.fault_batch import FaultBatch
-from rig.fixation import GazeWindow
-from rig.messages import BehaviourBlock, ClockSample, Continuity
+from rig.fixation import GazeWindow, in_gaps
+from rig.messages import BehaviourBlock, ClockSample, Continuity, Gap
 
 KEEP_S = 60.0  # as in rig.fixation
 
@@ -44,6 +44,7 @@ class BehaviourTrack:
         self._run = run
         self._watermark: int | None = None
         self._blocks: deque[tuple[int, BehaviourBlock]] = deque()  # last sample, rows
+        self._gaps: deque[Gap] = deque()
 
     def take(self, document: BehaviourBlock | ClockSample | Continuity) -> None:
         """Take a document of this source."""
@@ -61,6 +62,7 @@ class BehaviourTrack:
             self.state = document.state
             self.clock.nominal_hz = document.sample_rate_hz or self.clock.nominal_hz
             self._watermark = max(document.watermark_sample, self._watermark or document.watermark_sample)
+            self._gaps.extend(document.gaps)
             self._forget()
 
     def _forget(self) -> None:
@@ -70,6 +72,15 @@ class BehaviourTrack:
         horizon = self._watermark - KEEP_S * 1e9 / period_ns
         while self._blocks and self._blocks[0][0] < horizon:
             self._blocks.popleft()
+        while self._gaps and self._gaps[0].end_sample < horizon:
+            self._gaps.popleft()
+
+    def lost(self, start_host_ns: int, end_host_ns: int) -> bool:
+        """Return whether data are missing, or came too old, in [start, end), host ns."""
+        span = self.clock.to_sample(start_host_ns), self.clock.to_sample(end_host_ns)
+        if span[0] is None or span[1] is None:
+            return True
+        return any(g.first_sample < span[1][0] and g.end_sample > span[0][0] for g in self._gaps)
 
     def complete_to(self, host_ns: int) -> bool:
         """Return whether everything up to a host time was delivered."""
@@ -86,7 +97,7 @@ class BehaviourTrack:
         for last, block in reversed(self._blocks):  # the newest ones are asked for
             if last < start:
                 break
-            inside = (block.sample >= start) & (block.sample < end)
+            inside = (block.sample >= start) & (block.sample < end) & ~in_gaps(block.sample, self._gaps)
             if not inside.any():
                 continue
             rows = block.values[inside]
@@ -161,6 +172,9 @@ class Gates:
             reason = f"no complete data from {', '.join(missing)} within {self._timeout_s:g} s"
             return Judged(reason, behaviour)
         reasons = [self._judge_gaze(onset_host_ns, end_host_ns)]
+        lost = sorted({c.source for c in self._criteria if self._tracks[c.source].lost(onset_host_ns, end_host_ns)})
+        if lost:
+            reasons.append(f"data of {', '.join(lost)} are missing or came too old in its window")
         reasons += [_judge_mean(c, means[c.source].get(c.channel)) for c in self._criteria]
         return Judged("; ".join(filter(None, reasons)), behaviour)
 

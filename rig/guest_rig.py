@@ -25,6 +25,9 @@ from stimuli.limits import FlashLimit
 
 AGAIN_S = 0.05  # a guest that has nothing to show asks again after this long
 CLOCK_SOURCE = "guest"
+LONGEST_ROUND_TRIP_NS = 60_000_000_000
+SAID_EACH = 10  # requests of a guest that are refused and said one by one; of later ones every hundredth
+SAID_BYE = "the guest ended"  # begins the reason of a session that the guest ended
 FUTURE_NS = 50_000_000  # a flip cannot lie later than this after it was reported, whatever the clocks' error
 
 
@@ -64,6 +67,8 @@ class GuestRig:
         self._run = 0
         self._heard_ns = clock.now_ns()
         self._silence_said = False
+        self._refused = 0
+        self._free_from_ns = 0  # the screen is free for an image from here on: start of the trial, or the last offset
         self._plan: TrialPlan | None = None
         self._trial = -1  # the last one that was given
         self._open: dict[int, tuple[Showing, Made]] = {}  # presentations of the trial that are not reported yet
@@ -98,9 +103,11 @@ class GuestRig:
             request = parse(frames)
             self._check_guest(request)
             header, images = self._answered(request)
-        except BadRequest as error:
-            detail = f"request of the guest refused: {error}"
-            self._line.send(Fault(what="guest request refused", detail=detail, done="nothing of it is used"))
+        except ValueError as error:  # BadRequest, or a value that no document takes: the guest's in either case
+            self._refused += 1
+            if self._refused <= SAID_EACH or self._refused % 100 == 0:
+                detail = f"request of the guest refused ({self._refused} so far): {error}"
+                self._line.send(Fault(what="guest request refused", detail=detail, done="nothing of it is used"))
             header, images = {"error": str(error)}, ()
         self._heard_ns = received_host_ns
         self._silence_said = False
@@ -127,8 +134,8 @@ class GuestRig:
         sent, host, got = request.sent_ns, request.host_ns, request.got_ns
         if sent is None or host is None or got is None:
             return
-        if got < sent:
-            raise BadRequest("got_ns lies before sent_ns: the guest's clock ran backwards; use a monotonic one")
+        if not 0 <= got - sent <= LONGEST_ROUND_TRIP_NS:
+            raise BadRequest("sent_ns, got_ns: not in order, or a minute apart; stamp with one monotonic clock, in ns")
         if not 0 <= host <= self._clock.now_ns():
             raise BadRequest("host_ns is none of the times that were given in a reply; return it unchanged, as int64")
         pair = ClockSample(
@@ -155,7 +162,7 @@ class GuestRig:
             self._leave(request.reason or "the guest ended the trial early")
         elif isinstance(request, Bye):
             self._leave("the guest said bye")
-            self.ended = self.ended or f"the guest ended: {request.reason or 'no reason given'}"
+            self.ended = self.ended or f"{SAID_BYE}: {request.reason or 'no reason given'}"
             self.told_end = True
         return {"ok": True}, ()
 
@@ -201,6 +208,7 @@ class GuestRig:
         self._outputs.trial_begins(plan, now)
         self._plan, self._trial, self._previous = plan, plan.trial, None
         self._shown_of_trial = []
+        self._free_from_ns = now
         self._open = {s.presentation: (s, made) for s, made in images}
         rows = [
             {"presentation": s.presentation, "sha256": made.sha256, "shape": list(made.frame.shape)}
@@ -217,13 +225,10 @@ class GuestRig:
             on_ns = start_ns + int(k * (rhythm.on_s + rhythm.off_s) * 1e9)
             off_ns = on_ns + int(rhythm.on_s * 1e9)
             # The guest shows it when it likes: the check is for the rhythm that it was asked to keep.
-            planned.append((on_ns, made.luminance))
-            refusal = self._flashes.refusal(planned)
-            if refusal:
-                made = self._frames.refuse(refusal)
-                planned[-1] = (on_ns, made.luminance)
-            if rhythm.off_s:
-                planned.append((off_ns, self._flashes.background))
+            after = [(off_ns, self._flashes.background)] if rhythm.off_s or k == len(plan.images) - 1 else []
+            refusal = self._flashes.refusal([*planned, (on_ns, made.luminance), *after], made.luminance)
+            made = self._frames.refuse(refusal) if refusal else made
+            planned += [(on_ns, made.luminance), *after]
             images.append((showing, made))
             self._programme.say_prepared(showing, made)
         return images
@@ -236,6 +241,11 @@ class GuestRig:
         now = self._clock.now_ns()
         if not onset[0] < offset[0] <= now + FUTURE_NS:
             raise BadRequest("onset_ns, offset_ns: not in order, or later than now; give the clock that sent_ns has")
+        if onset[0] < self._free_from_ns - onset[1]:
+            raise BadRequest(
+                "onset_ns: before the trial was given, or before the image before it ended; "
+                "report each image in the order it was shown, with the clock that sent_ns has"
+            )
         if shown.sha256 != made.sha256:
             detail = f"presentation {shown.presentation}: the guest drew other bytes than it was sent"
             done = "marked incomplete and not scored; draw the frame 1:1, without gamma or resizing"
@@ -264,11 +274,13 @@ class GuestRig:
             image_row_px=row,
             patch_row_px=row if patch is None else patch.center_row,
             complete=shown.complete and not made.refused and shown.sha256 == made.sha256,
+            refused=made.refused,
         )
         self._line.send(presented)
         self._shown_of_trial.append(presented)
         self._flashes.shown(onset[0], made.luminance)
         self._flashes.shown(offset[0], self._flashes.background)
+        self._free_from_ns = offset[0]
         self._previous = showing.stimulus.id
         if not self._open:
             self._end_trial()

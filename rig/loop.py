@@ -208,11 +208,12 @@ class Session:
         # The earliest frame at which the trial may begin: a later one only has fewer flashes in its first second.
         first = max(self._onset_frame - self._grid.frame, 2)
         planned: list[tuple[int, float]] = []
+        last = 0 if self._plan is None else len(self._plan.images) - 1  # the background follows it in any rhythm
         for k, level in enumerate([*(image.made.luminance for image in self._ready), made.luminance]):
             planned.append((self._grid.due_ns(first + k * period), level))
-            if self._trials.off_frames:
+            if self._trials.off_frames or k == last:
                 planned.append((self._grid.due_ns(first + k * period + on), self._flashes.background))
-        refusal = self._flashes.refusal(planned)
+        refusal = self._flashes.refusal(planned, made.luminance)
         return self._frames.refuse(refusal) if refusal else made
 
     def _announce_if_fixated(self) -> None:

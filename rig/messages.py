@@ -256,7 +256,8 @@ class Presented(Document):
     dropped_frames: int = Field(description="Frame periods in which no new flip came.")
     image_row_px: float = Field(description="Screen row of the image centre, from the top.")
     patch_row_px: float = Field(description="Screen row of the photodiode patch's centre, from the top.")
-    complete: bool = Field(description="False if the presentation was cut short (stop, window lost).")
+    complete: bool = Field(description="False if it was cut short (stop, window lost) or its frame was refused.")
+    refused: str = Field(default="", description='Why the background was shown in its place; "" if it was not.')
 
 
 # --- what the devices said --------------------------------------------------------------------------------------------
@@ -432,6 +433,9 @@ class Response(Document):
     units: tuple[str, ...]
     count: F64Units = Field(description="Sum over the window (dff: mean); NaN for a unit not there or not usable.")
     baseline: F64Units = Field(description="What the baseline expects `count` to be; 0 where baseline is none.")
+    baseline_n: int | None = Field(
+        default=None, ge=1, description="Presentations that `baseline` averages; None where nothing is subtracted."
+    )
     rate_hz: F64Units = Field(description="(count - baseline) / window length, per s; count - baseline for dff.")
 
 

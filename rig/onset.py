@@ -4,6 +4,9 @@ Pure; part of the response fold (`rig.windows`). An edge belongs to the presenta
 mapped to the device's clock, plus the lag that was measured) lies within `edge_tolerance_s` of it. Nothing is guessed:
 an edge that could belong to two presentations is given to none, an edge that pairs with none and a presentation
 without an edge are said, and an onset taken from the flip stamp states a larger uncertainty.
+
+A lag is worth as much as the clock map it was measured with: it is learnt only from a map that is good enough, and
+forgotten when the map steps or moves. docs/responses.md tells the rules.
 """
 
 from bisect import insort
@@ -19,8 +22,14 @@ from rig.fault_batch import FaultBatch
 from rig.messages import EdgeBlock, Presented
 
 LAG_POOL = 51
+# Of edge_tolerance_s: a map whose bound is larger teaches no lag, a map that moved by more makes the lags void.
+LEARN_SHARE = 0.25
+# An edge may be a presentation's own if the lag that it says lies within these, give or take the map's bound.
+EARLIEST_LIGHT_NS, LATEST_LIGHT_NS = -5_000_000, 100_000_000
+REACQUIRE = 5  # presentations in a row without an edge of their own that agree on another lag
 MISSING, UNPAIRED = "photodiode edge missing", "photodiode edge unpaired"
 AMBIGUOUS, LATE = "photodiode edge ambiguous", "photodiode edge late"
+REACQUIRED = "photodiode pairing re-acquired"
 
 
 @dataclass
@@ -44,6 +53,14 @@ class _Shown:
 
 
 @dataclass(frozen=True)
+class _Lag:
+    """Host time of an edge, by the clock map of that moment, less flip stamp and scan-out; and the map's bound."""
+
+    lag_ns: int
+    bound_ns: int
+
+
+@dataclass(frozen=True)
 class Onset:
     """Onset of an image."""
 
@@ -59,7 +76,11 @@ class Onsets:
     def __init__(self, config: Config, source: str, line: int | None, faults: FaultBatch) -> None:
         """Pair edges of `line` of `source` (None: there is no photodiode); what is wrong is added to `faults`."""
         self._config, self._source, self._line, self._faults = config, source, line, faults
-        self._lags_ns: deque[int] = deque(maxlen=LAG_POOL)
+        self._tolerance_ns = config.responses.edge_tolerance_s * 1e9
+        self._lags: deque[_Lag] = deque(maxlen=LAG_POOL)
+        self._learnt: tuple[int, int] | None = None  # the last edge that taught a lag: sample, host ns by the map then
+        self._steps = 0  # of the clock map, as far as the lags know
+        self._without: deque[_Shown] = deque(maxlen=REACQUIRE)  # the last ones, in a row, without an edge of their own
         self._edges: list[_Edge] = []
         self._shown: deque[_Shown] = deque()
         self._judged_to: int | None = None  # edges before this sample were judged
@@ -78,18 +99,81 @@ class Onsets:
 
     def predicted(self, presented: Presented, clock: ClockMap) -> tuple[float, int] | None:
         """Return the sample at which the patch is expected to turn white, and the clock's bound on its error in ns."""
+        self._follow(clock)
         at_ns = presented.onset_flip_host_ns + self._lag_ns() + self._scanout_ns(presented.patch_row_px)
         return clock.to_sample(at_ns)
 
     def _lag_ns(self) -> int:
         """Return the lag from flip stamp to light in the top row: measured where edges were seen, else the config's."""
-        if self._lags_ns:
-            return int(np.median(np.array(self._lags_ns)))
+        if self._lags:
+            return int(np.median(np.array([lag.lag_ns for lag in self._lags])))
         return int(self._config.display.lag_s * 1e9)
 
     def _scanout_ns(self, row_px: float) -> int:
         display = self._config.display
         return round(display.scanout_s * row_px / display.size_px[1] * 1e9)
+
+    # --- the lag ------------------------------------------------------------------------------------------------------
+
+    def _follow(self, clock: ClockMap) -> None:
+        """Drop the lags when the clock map that they were measured with is no longer the map."""
+        moved_ns = 0
+        if self._learnt is not None and (now := clock.to_host_ns(self._learnt[0])) is not None:
+            moved_ns = abs(now[0] - self._learnt[1])
+        if len(clock.steps_host_ns) != self._steps or moved_ns > LEARN_SHARE * self._tolerance_ns:
+            self._steps, self._learnt = len(clock.steps_host_ns), None
+            self._lags.clear()
+            self._without.clear()
+
+    def _lag_by(self, edge: _Edge, shown: _Shown, clock: ClockMap) -> _Lag | None:
+        """Return the lag if the edge is that presentation's; None without a map."""
+        mapped = clock.to_host_ns(edge.sample)
+        return None if mapped is None else _Lag(mapped[0] - shown.flip_host_ns - shown.patch_ns, mapped[1])
+
+    def _learn(self, edge: _Edge, shown: _Shown, clock: ClockMap) -> None:
+        """Learn the lag from a presentation and its edge, if the map is good enough to tell it."""
+        lag = self._lag_by(edge, shown, clock)
+        if lag is not None and lag.bound_ns <= LEARN_SHARE * self._tolerance_ns:
+            self._lags.append(lag)
+            self._learnt = edge.sample, lag.lag_ns + shown.flip_host_ns + shown.patch_ns
+
+    def _perhaps(self, shown: _Shown, clock: ClockMap) -> list[tuple[_Edge, _Lag]]:
+        """Return all edges that no presentation owns and that may be this one's, as far as a display's lag can tell."""
+        edges = ((edge, self._lag_by(edge, shown, clock)) for edge in self._edges if edge.owner is None)
+        expected_ns, found = self._lag_ns(), list[tuple[_Edge, _Lag]]()
+        for edge, lag in edges:
+            if lag is not None:
+                may = EARLIEST_LIGHT_NS - lag.bound_ns <= lag.lag_ns <= LATEST_LIGHT_NS + lag.bound_ns
+                if may or abs(lag.lag_ns - expected_ns) <= self._tolerance_ns:
+                    found.append((edge, lag))
+        return found
+
+    def _reacquire(self, clock: ClockMap) -> None:
+        """Follow the lag that the last presentations without an edge agree on, if each has exactly one free edge."""
+        found = [self._perhaps(shown, clock) for shown in self._without]
+        one_each = len(found) == REACQUIRE and all(len(one) == 1 and not one[0][0].spent for one in found)
+        if not one_each or len({one[0][0].sample for one in found}) < REACQUIRE:
+            return
+        lags = [one[0][1] for one in found]
+        values = [lag.lag_ns for lag in lags]
+        known = max(lag.bound_ns for lag in lags) <= LEARN_SHARE * self._tolerance_ns
+        if not known or max(values) - min(values) > self._tolerance_ns / 2:
+            return
+        before_ns, numbers = self._lag_ns(), tuple(shown.number for shown in self._without)
+        self._lags.clear()
+        for shown, one in zip(self._without, found, strict=True):
+            edge = one[0][0]
+            edge.owner, edge.spent, shown.has_edge = shown.number, True, True
+            self._learn(edge, shown, clock)
+        self._faults.add(
+            REACQUIRED,
+            f"{REACQUIRE} presentations in a row ({numbers[0]} to {numbers[-1]}) had no edge at the lag of "
+            f"{before_ns * 1e-6:.1f} ms and one edge each at {self._lag_ns() * 1e-6:.1f} ms",
+            "from here on edges are paired by the new lag; those presentations keep the onset from their flip stamp",
+            numbers,
+            self._without[-1].flip_host_ns,
+        )
+        self._without.clear()
 
     # --- pairing ------------------------------------------------------------------------------------------------------
 
@@ -106,15 +190,16 @@ class Onsets:
         shift = round((self._scanout_ns(presented.image_row_px) - shown.patch_ns) * 1e-9 * rate_hz)
         if not edges:
             shown.from_flip = True
+            uncertainty_ns = self._flip_uncertainty_ns(shown, predicted, clock)
             if self._line is not None:
                 self._say_missing(shown)
-            uncertainty_ns = predicted[1] + self._lag_uncertainty_ns()
+                self._without.append(shown)
+                self._reacquire(clock)
             return Onset(round(predicted[0]) + shift, uncertainty_ns, "flip", None)
         best = edges[0]
         best.owner, best.spent, shown.has_edge = shown.number, True, True
-        mapped = clock.to_host_ns(best.sample)
-        if mapped is not None:
-            self._lags_ns.append(mapped[0] - shown.flip_host_ns - shown.patch_ns)
+        self._learn(best, shown, clock)
+        self._without.clear()
         # Where the photodiode rose more than once, the onset may be any of the edges.
         spread = max(abs(e.sample - best.sample) for e in edges)
         return Onset(best.sample + shift, int((spread + 1) * 1e9 / rate_hz) + 1, "photodiode", best.sample)
@@ -149,14 +234,25 @@ class Onsets:
         mapped = clock.to_host_ns(edge.sample)
         if mapped is None:
             return []
-        at_ns, tolerance_ns = mapped[0] - self._lag_ns(), self._config.responses.edge_tolerance_s * 1e9
+        at_ns, tolerance_ns = mapped[0] - self._lag_ns(), self._tolerance_ns
         apart = [(abs(s.flip_host_ns + s.patch_ns - at_ns), s) for s in self._shown]
         return [s for ns, s in sorted(apart, key=lambda one: one[0]) if ns <= tolerance_ns]
 
-    def _lag_uncertainty_ns(self) -> int:
-        """Bound on what flip stamp and lag leave open: half a frame, or the spread of the lags if it is larger."""
-        spread = max((abs(lag - self._lag_ns()) for lag in self._lags_ns), default=0)
-        return max(int(0.5e9 / self._config.display.refresh_hz), spread)
+    def _flip_uncertainty_ns(self, shown: _Shown, predicted: tuple[float, int], clock: ClockMap) -> int:
+        """Bound on the error of an onset from its flip stamp: what clock map and lag leave open, and other edges.
+
+        An edge that is there and pairs with nothing, though it may be this one's, tells how far off the onset may be.
+        """
+        open_ns, bound_ns = 0.5e9 / self._config.display.refresh_hz, float(predicted[1])
+        if self._lags:
+            lag_ns = self._lag_ns()
+            open_ns = max(open_ns, *(abs(lag.lag_ns - lag_ns) for lag in self._lags))
+            bound_ns = max(bound_ns, float(np.median([lag.bound_ns for lag in self._lags])))
+        elif self._line is not None:  # nothing was measured yet, or what was is void
+            open_ns = max(open_ns, self._tolerance_ns)
+        expected_ns = self._lag_ns()
+        other_ns = max((abs(lag.lag_ns - expected_ns) for _, lag in self._perhaps(shown, clock)), default=0)
+        return int(max(bound_ns + open_ns, other_ns + 2 * (clock.ns_per_sample() or 0.0))) + 1
 
     def _say_missing(self, shown: _Shown) -> None:
         tolerance_s = self._config.responses.edge_tolerance_s
@@ -223,3 +319,5 @@ class Onsets:
     def new_run(self) -> None:
         """Drop the edges of a run that is over; `judge` everything before."""
         self._edges, self._judged_to = [], None
+        self._learnt = None  # its sample names no moment any more; the display's lag is the same
+        self._without.clear()

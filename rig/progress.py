@@ -1,24 +1,36 @@
 """The experimenter's terminal: a fold over the journal that says where the session is and how it goes."""
 
+import re
+from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from rig.config import Config, EvolvePhase, PresentPhase
+from rig.config_sources import LslCalciumSource, LslCountSource, TracesWireSource
+from rig.gaze_lately import GazeLately
 from rig.journal import JournalReader
 from rig.messages import (
     RATE_UNITS,
     Entry,
     Fault,
     ModelUpdated,
+    OutputDone,
     PhaseEnded,
     Presented,
     Proposal,
     Response,
     StopRequested,
+    TrialIntent,
 )
+
+Measure = Literal["spikes", "counts", "deconvolved", "dff"]
+WAIT_SHOWN_NS = 2_000_000_000  # a fixation takes a moment before every trial: a longer wait is worth a row
+REASONS = 2
+LONGEST_REASON = 70
 
 
 def planned(config: Config) -> int:
@@ -34,10 +46,65 @@ def planned(config: Config) -> int:
     return total
 
 
+def measured(config: Config) -> Measure:
+    """Return what the config's responses measure: a key of `RATE_UNITS`."""
+    neural = config.neural
+    if isinstance(neural, TracesWireSource | LslCalciumSource):
+        return neural.calcium.measure
+    return "counts" if isinstance(neural, LslCountSource) else "spikes"
+
+
 def expected_s(config: Config, presentations: int) -> float:
     """Return how long `presentations` take by the config, s."""
     p = config.presentation
     return presentations * (p.on_s + p.off_s) + presentations / p.images_per_trial * p.inter_trial_s
+
+
+class FixationWait:
+    """Since when the rig has shown nothing because the animal does not fixate."""
+
+    def __init__(self, config: Config) -> None:
+        """Watch the config's fixation gate, if our own rig waits for it; a guest decides by itself."""
+        fixation = config.gates.fixation if config.guest is None else None
+        self._lately = None if fixation is None else GazeLately(fixation)
+        self._pause_ns = int(config.presentation.inter_trial_s * 1e9)
+        self._planned: set[tuple[int, int]] = set()  # (proposal, slot) not shown yet
+        self._announced: set[int] = set()  # presentations of a trial that is being shown
+        self._free_ns: int | None = None  # from when on the next trial could have begun
+        self._now_ns = 0
+        self._ended = False
+
+    def apply(self, entry: Entry) -> None:
+        """Take one entry of the log."""
+        if self._lately is None:
+            return
+        document, self._now_ns = entry.document, max(self._now_ns, entry.envelope.receipt_host_ns)
+        self._lately.take(document)
+        if isinstance(document, Proposal):
+            if not self._planned:
+                self._free_ns = max(self._free_ns or 0, self._now_ns)
+            self._planned.update((document.proposal, k) for k in range(len(document.plan)))
+        elif isinstance(document, TrialIntent):
+            self._announced = set(document.presentations)
+        elif isinstance(document, Presented):
+            self._announced.discard(document.presentation)
+            self._planned.discard((document.proposal, document.slot))
+            self._free_ns = document.offset_flip_host_ns + self._pause_ns
+        elif isinstance(document, Fault):
+            self._announced.difference_update(document.presentations)  # the rig names what it never showed
+        elif isinstance(document, PhaseEnded):
+            self._ended = document.last
+        elif isinstance(document, StopRequested):
+            self._ended = True
+
+    def words(self) -> str:
+        """Return for how long it has waited and where the gaze is, "" while it does not wait."""
+        if self._lately is None or self._free_ns is None or self._ended or self._announced or not self._planned:
+            return ""
+        waited_ns = self._now_ns - self._free_ns
+        if waited_ns < WAIT_SHOWN_NS:
+            return ""
+        return f"waiting for fixation {waited_ns * 1e-9:.0f} s; {self._lately.words(self._now_ns)}"
 
 
 class Progress:
@@ -51,14 +118,20 @@ class Progress:
         self._now = (0, "", 0)  # of what is on the screen
         self._shown = self._answered = self._usable = self._late = 0
         self._report: dict[str, float] = {}
-        self._measure = "spikes"
+        self._measure = measured(config)
         self._faults: dict[str, int] = {}
         self._last_fault = ""
         self._ended = ""
+        self._wait = FixationWait(config)
+        self._reasons: Counter[str] = Counter()  # of unusable responses, their numbers left out
+        self._example: dict[str, str] = {}  # newest reason of each kind, with its numbers
+        self._rewards: Counter[bool] = Counter()  # given as asked, or not
+        self._reward_ul = 0.0
 
     def apply(self, entry: Entry) -> None:
         """Take one entry of the log."""
         document = entry.document
+        self._wait.apply(entry)
         if isinstance(document, Proposal):
             self._proposals[document.proposal] = (document.phase, document.agent, document.generation)
         elif isinstance(document, Presented):
@@ -69,6 +142,14 @@ class Progress:
             self._answered += 1
             self._usable += document.usable
             self._measure = document.measure
+            if not document.usable:
+                kind = re.sub(r"[0-9.]+", "#", document.reason)
+                self._reasons[kind] += 1
+                self._example[kind] = document.reason
+        elif isinstance(document, OutputDone):
+            if document.what == "reward":
+                self._rewards[document.done] += 1
+                self._reward_ul = document.session_volume_ul or self._reward_ul
         elif isinstance(document, ModelUpdated):
             self._report = document.report
         elif isinstance(document, Fault):
@@ -92,17 +173,41 @@ class Progress:
             ("faults", ", ".join(f"{n} x {w}" for w, n in self._faults.items()) or "none"),
             ("time left", f"about {left_s:.0f} s" if not self._ended else self._ended),
         ]
+        if self._reasons:
+            rows.insert(2, ("not usable", self._why_not_usable()))
+        if self._config.reward is not None:
+            rows.insert(-2, ("reward", self._reward()))
+        if waiting := self._wait.words():
+            rows.append(("fixation", waiting))
         for name, value in rows:
             table.add_row(Text(name, style="bold"), value)
         if self._last_fault:
             return Group(table, Text(f"last fault: {self._last_fault}", style="yellow"))
         return table
 
+    def _why_not_usable(self) -> str:
+        """Name the most frequent reasons; of reasons that differ in their numbers only, the newest."""
+        words = []
+        for kind, count in self._reasons.most_common(REASONS):
+            reason = self._example[kind] or "no reason given"
+            short = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 2].rstrip() + " …"
+            words.append(f"{count} x {short}")
+        rest = self._reasons.total() - sum(count for _, count in self._reasons.most_common(REASONS))
+        return "; ".join(words) + (f"; {rest} for other reasons" if rest else "")
+
+    def _reward(self) -> str:
+        limits = self._config.reward
+        most = f" of {limits.max_session_ml:g} mL" if limits is not None else ""
+        less = f"; {self._rewards[False]} not as asked" if self._rewards[False] else ""
+        return f"{self._rewards[True]}, {self._reward_ul / 1000:.3f} mL{most}{less}"
+
     def _rates(self) -> list[str]:
         """Name the figures: means of many trials; a single lucky trial is no result and is not shown."""
         names = {"mean": "mean of candidates", "best": "last winner shown again", "reference": "best reference"}
         if self._now[1] == "present":
-            names = {"mean": "mean of images", "best": "best image", "blank": "blank"}
+            count = len(self._config.responses.units)
+            over = "mean of images" if count == 1 else f"mean over {count} units: all images"
+            names = {"mean": over, "best": "best image", "blank": "blank"}
         digits = 1 if self._measure == "spikes" else 3
         return [f"{name} {self._report[key]:.{digits}f}" for key, name in names.items() if key in self._report]
 
@@ -112,6 +217,9 @@ class Progress:
             f"{self.place}: {self._shown}/{self._planned} shown, {self._usable} usable, late flips {self._late}, "
             f"faults {sum(self._faults.values())}; {RATE_UNITS[self._measure]} above "
             f"baseline: {', '.join(self._rates()) or '-'}"
+            + (f"; not usable: {self._why_not_usable()}" if self._reasons else "")
+            + (f"; reward {self._reward()}" if self._config.reward is not None else "")
+            + (f"; {waiting}" if (waiting := self._wait.words()) else "")
         )
 
     @property
@@ -121,7 +229,12 @@ class Progress:
         return f"{agent or 'start'} generation {generation + 1}"
 
 
-KINDS = frozenset({"proposal", "presented", "response", "model_updated", "fault", "phase_ended", "stop_requested"})
+KINDS = frozenset(
+    {
+        "proposal", "trial_intent", "presented", "response", "model_updated", "fault", "phase_ended", "stop_requested",
+        "output_done", "behaviour_block", "tick",
+    }
+)  # fmt: skip
 
 
 class JournalTail:

@@ -7,7 +7,7 @@ folder/figures/*.png and folder/report.html. Called by `stimloop report` and `st
 import base64
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from html import escape
 from pathlib import Path
 
@@ -17,13 +17,21 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from rig import report_figures as figures
-from rig.report_data import Session, open_session
+from rig.report_data import RewardRow, Session, open_session
 from rig.report_figures import mean_sem
+from rig.report_traces import traces
 from rig.view import build
 from rig.view_columns import NO_TIME
 
 MOST_IMAGES = 40
 MOST_UNITS = 8
+
+REWARDS = {
+    "given": "given as asked",
+    "refused": "refused",
+    "uncertain": "cut short or not confirmed",
+    "unanswered": "never answered",
+}
 
 CSS = """
 body { font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: #222; background: #fff;
@@ -78,8 +86,41 @@ def _table(head: list[str], rows: list[list[str]], numbers: frozenset[int] = fro
     return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>"
 
 
+_METHODS = {"arrival": "arrival", "round_trip": "round trip", "edge": "shared edge", "barcode": "barcode"}
+_CLOCK_CAPTIONS = {
+    "arrival": "by arrival: the quickest message of each stretch",
+    "round_trip": "by round trip: the shortest one of each stretch",
+    "edge": "by shared edge: the best known one of each stretch",
+    "barcode": "by barcode: the best known one of each stretch",
+}
+
+
+def _constant_error(methods: Set[str]) -> str:
+    """Return what is constantly wrong with lags by the clock map of the scored source, from the kinds of its pairs."""
+    if methods & {"edge", "barcode"}:
+        return "This holds the error that all shared edges have in common (at most their stated uncertainty)."
+    if "round_trip" in methods:
+        return "This holds the lopsidedness of the way to the device and back (at most half the round trip)."
+    return "This holds the device's smallest message delay, which arrivals alone cannot show (commonly about 1 ms)."
+
+
+def _clock_caption(methods: Set[str]) -> str:
+    """Return the caption of the clock figure for the kinds of pairs that are drawn in it."""
+    drawn = "; ".join(_CLOCK_CAPTIONS[m] for m in sorted(methods))
+    return f"Host clock minus the device's nominal time, {drawn}."
+
+
 def _count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _most_frequent(rewards: list[RewardRow], most: int = 2) -> list[str]:
+    """Return the most frequent reasons with their counts; those that differ in numbers only are counted together."""
+    alike: dict[str, list[str]] = {}
+    for row in rewards:
+        if row.reason:
+            alike.setdefault(re.sub(r"[0-9.]+", "#", row.reason), []).append(row.reason)
+    return [f"{len(same)} x {same[-1]}" for same in sorted(alike.values(), key=len, reverse=True)[:most]]
 
 
 def _minutes(ns: float) -> str:
@@ -100,7 +141,7 @@ class _Page:
     def html(self) -> str:
         """Return the whole page."""
         parts = [self._head(), *(self._phase(p) for p in sorted(set(self.session.phase.tolist()) - {-1}))]
-        parts += [self._usable(), self._timing(), self._faults(), self._fold()]
+        parts += [self._usable(), self._reward(), self._timing(), self._faults(), self._fold()]
         title = escape(self.session.name or "session")
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -182,6 +223,14 @@ class _Page:
         return curve + strip
 
     def _raster(self, phase: int) -> str:
+        if self.session.measure != "spikes":
+            caption = (
+                "Mean ± standard error of the trace around the image onset, from the values as they came (less the "
+                "neuropil's share where it is configured), as a change from the time before the onset; counts as they "
+                "are. Scores are made otherwise, with a tracked baseline."
+            )
+            drawn = self._figure(f"traces_{phase}", traces(self.session, phase), caption)
+            return drawn or "<p>No trace is drawn: the log has no values around the onsets of these images.</p>"
         return self._figure(
             f"raster_{phase}",
             figures.raster(self.session, phase),
@@ -202,15 +251,12 @@ class _Page:
         rows = []
         for k in order[:MOST_IMAGES]:
             count = int((here & (s.stimulus_id == ids[k])).sum())
-            rates = [
-                f"{mean[k, u, 0]:.1f} ± {mean[k, u, 1]:.1f}" if np.isfinite(mean[k, u, 1]) else f"{mean[k, u, 0]:.1f}"
-                for u in units
-            ]
+            rates = [self._with_error(*mean[k, u]) for u in units]
             rows.append([self._thumbnail(ids[k]), escape(ids[k]), str(count), *rates])
         blank = [mean_sem(s.rates(u, phase=phase, role="blank")) for u in units]
         if np.isfinite(blank[0][0]):
             count = int((s.usable & (s.phase == phase) & (s.role == "blank")).sum())
-            rows.append(["", "blank screen", str(count), *(f"{m:.1f} ± {e:.1f}" for m, e in blank)])
+            rows.append(["", "blank screen", str(count), *(self._with_error(*b) for b in blank)])
         left_out = []
         if len(ids) > MOST_IMAGES:
             left_out.append(f"the {MOST_IMAGES} strongest of {len(ids)} images")
@@ -226,6 +272,10 @@ class _Page:
         )
         table = _table(head, rows, frozenset(range(2, 3 + len(units))))
         return f"{curves}<p>Rates in {self.session.rate_unit} above baseline, mean ± standard error.</p>{table}{note}"
+
+    def _with_error(self, mean: float, error: float) -> str:
+        digits = 1 if self.session.measure == "spikes" else 3
+        return f"{mean:.{digits}f} ± {error:.{digits}f}" if np.isfinite(error) else f"{mean:.{digits}f}"
 
     def _thumbnail(self, stimulus: str) -> str:
         pixels = self.session.picture(stimulus)
@@ -251,11 +301,41 @@ class _Page:
             rows.append([f"not usable: {escape(words)}", f"{len(same):,}", f"{len(same) / shown:.1%}"])
         if not s.usable.any():
             out += "<p><b>No response is usable.</b> Look at the faults below and at the device.</p>"
-        covered = s.coverage[s.answered]
+        covered = s.coverage[s.answered & s.complete]
         if len(covered):
             full = float(np.mean(covered == 1))
-            out += f"<p>{full:.1%} of the responses rest on complete data; mean coverage {covered.mean():.2%}.</p>"
+            out += f"<p>{full:.1%} of the responses rest on complete data; mean coverage {covered.mean():.2%}."
+            left_out = self._not_shown()
+            out += f" Left out here: {left_out}.</p>" if left_out else "</p>"
         return out + _table(["", "presentations", "share"], rows, frozenset({1, 2}))
+
+    def _not_shown(self) -> str:
+        """Count the presentations that were incomplete on the screen, whatever the data."""
+        refused, cut = int(self.session.refused.sum()), int((~self.session.complete & ~self.session.refused).sum())
+        words = []
+        if refused:
+            words.append(f"{_count(refused, 'presentation')} of background in place of a frame that was refused")
+        if cut:
+            words.append(f"{_count(cut, 'presentation')} cut short or drawn otherwise than asked")
+        return " and ".join(words)
+
+    def _reward(self) -> str:
+        limits = self.session.config.get("reward")
+        if not limits:
+            return ""
+        rewards = self.session.rewards()
+        rows = []
+        for what, name in REWARDS.items():
+            chosen = [r for r in rewards if r.what == what]
+            volume = f"{sum(r.volume_ul for r in chosen) / 1000:.3f}"
+            rows.append([name, f"{len(chosen):,}", volume, "; ".join(escape(w) for w in _most_frequent(chosen))])
+        total = sum(r.volume_ul for r in rewards) / 1000
+        return (
+            f"<h2>Reward</h2><p>{_count(len(rewards), 'reward')} asked for, <b>{total:.3f} mL</b> of at most "
+            f"{limits['max_session_ml']:g} mL, by the calibration of {limits['ul_per_s']:g} uL per s of open valve. "
+            f"Limits: {limits['max_pulse_s']:g} s in a pulse, {limits['max_per_minute_s']:g} s in any minute.</p>"
+            + _table(["", "rewards", "mL", "most frequent reasons"], rows, frozenset({1, 2}))
+        )
 
     def _timing(self) -> str:
         s = self.session
@@ -265,15 +345,15 @@ class _Page:
             (
                 "onset",
                 figures.onset,
-                "From the flip stamp to the light on the photodiode, device time mapped to the host clock. This holds "
-                "the device's smallest message delay, which cannot be seen from here (commonly about 1 ms).",
+                "From the flip stamp to the light on the photodiode, device time mapped to the host clock. "
+                + _constant_error(s.clock_methods),
             ),
             (
                 "lateness",
                 figures.lateness,
                 "Onset flips against the times planned for them. The count above is of all flips.",
             ),
-            ("clock", figures.clock, "Host clock minus the device's nominal time, quickest messages only."),
+            ("clock", figures.clock, _clock_caption({d.method for d in s.drifts})),
         ]
         out = "<h2>Timing</h2>"
         out += '<div class="row">' + "".join(self._figure(n, make(s), caption) for n, make, caption in drawn) + "</div>"
@@ -288,15 +368,15 @@ class _Page:
         out += _table(heads, rows, frozenset({1, 2, 3}))
         out += "<p>Uncertainties are 99 % bounds, median / largest. Responses are counted in device time.</p>"
         drifts = [
-            f"Device {escape(d.source)} ran about {abs(d.ppm):.1f} ppm {'faster' if d.ppm > 0 else 'slower'} than the "
-            f"host clock ({_count(d.pairs, 'pair')} over {d.minutes[-1]:.1f} min)."
-            for d in s.drifts()
+            f"Device {escape(d.source)} ran {abs(d.ppm):.1f} ± {d.range_ppm / 2:.1f} ppm "
+            f"{'faster' if d.ppm > 0 else 'slower'} than the host clock (median ± half its range within the run; "
+            f"{_count(sum(d.methods.values()), 'pair')} by {' and '.join(_METHODS[m] for m in d.methods)} "
+            f"over {d.minutes[-1]:.1f} min)."
+            for d in s.drifts
         ]
         words = drifts or ["The log has too few clock pairs, or over too short a time, to state the drift of a device."]
-        cut = int((~s.complete).sum())
-        words.append(
-            f"{_count(int(s.dropped_frames.sum()), 'dropped frame')}; {_count(cut, 'presentation')} cut short."
-        )
+        dropped = _count(int(s.dropped_frames.sum()), "dropped frame")
+        words.append(f"{dropped}; {self._not_shown() or 'no presentation cut short'}.")
         return out + f"<p>{' '.join(words)} All times are on the host's monotonic clock; samples on their device's.</p>"
 
     def _faults(self) -> str:

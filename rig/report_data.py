@@ -7,14 +7,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from rig.messages import RATE_UNITS
+from rig.clockfit import Run, figures
+from rig.messages import RATE_UNITS, ClockSample
 from rig.view_columns import FORMAT, FORMAT_VERSION, NO_TIME
 
 F64 = npt.NDArray[np.float64]
@@ -24,6 +26,7 @@ Marks = npt.NDArray[np.bool_]
 
 LEAST_PAIRS = 10
 LEAST_SPAN_NS = 20_000_000_000  # a drift over less time is mostly the scatter of the arrivals
+BEST_FIRST = ("edge", "barcode", "round_trip", "arrival")
 ARRIVES_WITHIN_NS = 20_000_000_000  # tells spikes of this acquisition run from equal samples of another one
 
 
@@ -43,14 +46,25 @@ class FaultRow:
 
 
 @dataclass(frozen=True)
+class RewardRow:
+    """What became of one reward; `uncertain` is one that was cut short, or that no device confirmed."""
+
+    what: Literal["given", "refused", "uncertain", "unanswered"]
+    reason: str
+    volume_ul: float
+
+
+@dataclass(frozen=True)
 class Drift:
     """How one device's clock ran against the host clock in one acquisition run."""
 
     source: str
-    ppm: float  # positive: the device counts faster than its nominal rate
-    pairs: int
+    ppm: float  # median; positive: the device counts faster than its nominal rate
+    range_ppm: float  # largest less smallest drift within the run
+    methods: dict[str, int]  # pairs of each kind (docs/clocks.md)
+    method: str  # of the pairs that are drawn
     minutes: F64  # since the first pair
-    offset_ms: F64  # host minus nominal device time of the quickest pair of each stretch
+    offset_ms: F64  # host minus nominal device time of the best pair of each stretch
 
 
 class Session:
@@ -96,6 +110,8 @@ class Session:
         self.late_flips: I64 = table["late_flips"][:]
         self.dropped_frames: I64 = table["dropped_frames"][:]
         self.complete: Marks = table["complete"][:]
+        known = "refused" in table  # not in a file that an older version made
+        self.refused: Marks = self._texts("presentations/refused") != "" if known else np.zeros_like(self.complete)
         self.flips = len(self._file["flips/flip_host_ns"])
 
     def _read_responses(self) -> None:
@@ -111,8 +127,9 @@ class Session:
             return out
 
         self.usable: Marks = joined(table["usable"][:], False)
-        self.reason: Texts = joined(self._texts("responses/reason").astype("U300"), "no response in the log")
+        self.reason: Texts = joined(self._texts("responses/reason").astype("U600"), "no response in the log")
         self.onset_source: Texts = joined(self._texts("responses/onset_source").astype("U20"), "none")
+        self.run: I64 = joined(table["run"][:], -1)
         self.onset_sample: I64 = joined(table["onset_sample"][:], NO_TIME)
         self.uncertainty_ns: I64 = joined(table["onset_uncertainty_ns"][:], NO_TIME)
         self.host_uncertainty_ns: I64 = joined(table["onset_host_uncertainty_ns"][:], NO_TIME)
@@ -121,7 +138,8 @@ class Session:
         self.rate_hz: F64 = joined(table["rate_hz"][:], np.nan)
         self.rate_hz[~self.usable] = np.nan
         measures = self._texts("responses/measure")
-        self.rate_unit = RATE_UNITS[str(measures[0]) if len(measures) else "spikes"]
+        self.measure = str(measures[0]) if len(measures) else "spikes"
+        self.rate_unit = RATE_UNITS[self.measure]
         sources = self._texts("responses/source")
         self.source = str(sources[0]) if len(sources) else ""
 
@@ -196,50 +214,113 @@ class Session:
             found.append((sample[lo:hi][near] - onset) / rate)
         return found
 
+    def traces_around(self, unit: str, rows: I64, window_s: tuple[float, float]) -> list[tuple[F64, F64]]:
+        """Return, for each of the presentations `rows`, times in s from its onset and values of a unit's trace there.
+
+        Values are raw counts, or fluorescence less the fraction of the neuropil that the config subtracts.
+        """
+        rate, of_run = self.sample_rate_hz(self.source), self._traces_of(unit)
+        found = []
+        for k in rows:
+            at, values = of_run.get(int(self.run[k]), (np.empty(0), np.empty(0)))
+            lo, hi = np.searchsorted(at, [self.onset_sample[k] + edge * rate for edge in window_s])
+            found.append(((at[lo:hi] - self.onset_sample[k]) / rate, values[lo:hi]))
+        return found if rate > 0 else [(np.empty(0), np.empty(0)) for _ in rows]
+
+    def _traces_of(self, unit: str) -> dict[int, tuple[F64, F64]]:
+        """Return, for each run of the scored source, samples (when the unit was scanned) and values of its trace."""
+        table, names = self._file["traces"], self._texts("sources/name").tolist()
+        rate = self.sample_rate_hz(self.source)
+        sources = {s["name"]: s for s in self.config.get("sources", [])}
+        fraction = float(sources.get(self.source, {}).get("calcium", {}).get("neuropil", 0.0))
+        parts: dict[int, list[tuple[F64, F64]]] = {}
+        for source, run, path in zip(table["source"][:], table["run"][:], self._texts("traces/path"), strict=True):
+            group = self._file[str(path)]
+            units = group["units"].asstr()[:].tolist()
+            if names[source] != self.source or unit not in units:
+                continue
+            column = units.index(unit)
+            values = group["values"][:, column].astype(np.float64)
+            if fraction and "neuropil" in group:
+                values = values - fraction * group["neuropil"][:, column]
+            at = group["sample"][:] + float(group["scan_offset_s"][column]) * rate
+            parts.setdefault(int(run), []).append((at, values))
+        joined = {run: tuple(np.concatenate(column) for column in zip(*p, strict=True)) for run, p in parts.items()}
+        return {run: (at[np.argsort(at)], values[np.argsort(at)]) for run, (at, values) in joined.items()}
+
+    def rewards(self) -> list[RewardRow]:
+        """Return what became of each reward that was asked for."""
+        asked = self._texts("outputs/requests/what") == "reward"
+        table, answers = self._file["outputs/done"], {}
+        columns = zip(
+            self._texts("outputs/done/request"), table["done"][:], self._texts("outputs/done/reason"),
+            table["volume_ul"][:], table["started_host_ns"][:], strict=True,
+        )  # fmt: skip
+        for request, done, reason, volume, started in columns:
+            refused = not done and started == NO_TIME and not np.isfinite(volume)
+            what: Literal["given", "refused", "uncertain"] = "given" if done else "refused" if refused else "uncertain"
+            answers[str(request)] = RewardRow(what, str(reason), float(np.nan_to_num(volume)))
+        none = RewardRow("unanswered", "the log has no answer", 0.0)
+        return [answers.get(str(r), none) for r in self._texts("outputs/requests/request")[asked]]
+
     def lateness_ms(self) -> F64:
         """Return how late each onset flip was against its due time, ms."""
         return (self.onset_flip_host_ns - self.due_host_ns) / 1e6
 
+    @cached_property
+    def clock_methods(self) -> frozenset[str]:
+        """Kinds of clock pairs of the scored source."""
+        names = self._texts("sources/name").tolist()
+        scored = self._file["clocks/source"][:] == (names.index(self.source) if self.source in names else -1)
+        return frozenset(np.unique(self._texts("clocks/method")[scored]).tolist())
+
+    @cached_property
     def drifts(self) -> list[Drift]:
-        """Return the drift of each device and run with enough pairs: a line under the arrivals of the whole run."""
+        """The drift of each device and run with enough pairs, as `stimloop clocks` gives it."""
         table = self._file["clocks"]
-        sample, host = table["device_sample"][:], table["pair_host_ns"][:]
-        run, source = table["run"][:], table["source"][:]
+        columns = {c: table[c][:] for c in ("device_sample", "pair_host_ns", "round_trip_ns", "uncertainty_ns", "run")}
+        source, methods = table["source"][:], self._texts("clocks/method")
         out = []
         for number, name in enumerate(self._texts("sources/name").tolist()):
             rate = self.sample_rate_hz(name)
-            for r in np.unique(run[source == number]):
-                here = (source == number) & (run == r)
-                span_ns = np.ptp(host[here]) if here.any() else 0
-                if len(np.unique(host[here])) >= LEAST_PAIRS and span_ns >= LEAST_SPAN_NS and rate > 0:
-                    out.append(_drift(name, sample[here], host[here], rate))
+            for r in np.unique(columns["run"][source == number]).tolist():
+                here = np.flatnonzero((source == number) & (columns["run"] == r))
+                host = columns["pair_host_ns"][here]
+                if len(np.unique(host)) >= LEAST_PAIRS and np.ptp(host) >= LEAST_SPAN_NS and rate > 0:
+                    rows = zip(*(columns[c][here].tolist() for c in columns), methods[here].tolist(), strict=True)
+                    drift = _drift(Run(name, r, rate, [_pair(name, *row) for row in rows]))
+                    out += [] if drift is None else [drift]
         return out
 
 
-def _drift(source: str, sample: I64, host: I64, rate_hz: float) -> Drift:
-    """Lay a line under the pairs of a run: a message is often late and never early."""
-    elapsed_ns = (host - host[0]).astype(np.float64)
-    offset_ns = elapsed_ns - (sample - sample[0]) / rate_hz * 1e9
-    stretches = np.array_split(np.arange(len(sample)), min(100, max(2, len(sample) // 5)))
-    quick = np.array([s[np.argmin(offset_ns[s])] for s in stretches])
-    # the offset falls while the device counts faster than its nominal rate
-    ppm = -1e6 * _slope_below(elapsed_ns, offset_ns)
-    return Drift(source, ppm, len(sample), elapsed_ns[quick] / 60e9, (offset_ns[quick] - offset_ns[quick[0]]) / 1e6)
+def _pair(
+    source: str, sample: float, host_ns: int, round_trip_ns: int, uncertainty_ns: int, run: int, method: str
+) -> ClockSample:
+    """Return a clock pair as it was journalled."""
+    known: dict[str, Any] = {"round_trip_ns": round_trip_ns, "uncertainty_ns": uncertainty_ns}
+    known = {name: value for name, value in known.items() if value != NO_TIME}
+    pair = {"source": source, "run": run, "device_sample": sample, "pair_host_ns": host_ns, "method": method}
+    return ClockSample.model_validate(pair | known)
 
 
-def _slope_below(x: F64, y: F64) -> float:
-    """Return the slope of the line below all points with the least summed distance: an edge of their lower hull."""
-    hull: list[int] = []
-    for k in np.unique(x, return_index=True)[1]:
-        while len(hull) > 1:
-            a, b = hull[-2], hull[-1]
-            if (y[b] - y[a]) * (x[k] - x[b]) < (y[k] - y[b]) * (x[b] - x[a]):
-                break
-            hull.pop()
-        hull.append(int(k))
-    right = int(np.clip(np.searchsorted(x[hull], np.mean(x)), 1, len(hull) - 1))
-    a, b = hull[right - 1], hull[right]
-    return float((y[b] - y[a]) / (x[b] - x[a]))
+def _drift(run: Run) -> Drift | None:
+    """Return the drift of a run by the two-sided clock map, None where its pairs do not tell one."""
+    row = figures(run)
+    if row["drift_ppm"] is None:
+        return None
+    methods: dict[str, int] = row["pairs"]
+    method = next((m for m in BEST_FIRST if methods.get(m, 0) >= LEAST_PAIRS), max(methods, key=lambda m: methods[m]))
+    drawn = [p for p in run.pairs if p.method == method]
+    elapsed_ns = np.array([p.pair_host_ns - drawn[0].pair_host_ns for p in drawn], dtype=np.float64)
+    counted = np.array([p.device_sample - drawn[0].device_sample for p in drawn], dtype=np.float64)
+    offset_ns = elapsed_ns - counted / run.rate_hz * 1e9
+    # Of arrivals the lowest is the best: a message is often late and never early. Others state their own error.
+    doubt = offset_ns if method == "arrival" else np.array([p.round_trip_ns or p.uncertainty_ns or 0 for p in drawn])
+    stretches = np.array_split(np.arange(len(drawn)), min(100, max(2, len(drawn) // 5)))
+    best = np.array([s[np.argmin(doubt[s])] for s in stretches])
+    offset_ms = (offset_ns[best] - offset_ns[best[0]]) / 1e6
+    minutes, ppm, range_ppm = elapsed_ns[best] / 60e9, row["drift_ppm"], row["drift_range_ppm"]
+    return Drift(run.source, ppm, range_ppm, methods, method, minutes, offset_ms)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ STYLE: Any = {
     "lines.linewidth": 1.8,
 }
 AROUND_S = (-0.1, 0.3)
+MARGIN_S = 0.05
 BIN_S = 0.01
 STRIP = 10
 ENOUGH_REPEATS = 20
@@ -49,7 +50,8 @@ MOST_TRIALS = 60
 RUNNING = 5  # generations
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, size in inches."""
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
@@ -78,7 +80,7 @@ def evolution(session: Session, phase: int) -> Figure | None:
     unit = session.unit_of(phase)
     if not len(session.rates(unit, phase=phase)):
         return None
-    figure = _figure(8.5, 4.4)
+    figure = new_figure(8.5, 4.4)
     axes = figure.subplots()
     here = session.usable & (session.phase == phase) & np.isfinite(session.rate_hz[:, unit])
     _line(axes, session, here & (session.role == "candidate"), unit, "candidates, mean ± s.e.m.", BLUE, "o")
@@ -146,17 +148,18 @@ def best_images(session: Session, phase: int) -> Figure | None:
         shown.append((best[0], f"best reference\n{_with_unit(session, best[1])}\nmean of {count}"))
     columns = min(len(shown), 6)
     rows_ = -(-len(shown) // columns)
-    figure = _figure(8.5, 8.5 / 6 * rows_ * 1.5)
+    figure = new_figure(8.5, 8.5 / 6 * rows_ * 1.5)
     grid = figure.subplots(rows_, 6, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, (name, text) in zip(grid, shown, strict=False):
-        _picture(axes, session, name)
+        draw_picture(axes, session, name)
         axes.set_title(text, fontsize=9.5, fontweight="normal", loc="center")
     return figure
 
 
-def _picture(axes: Axes, session: Session, stimulus: str) -> None:
+def draw_picture(axes: Axes, session: Session, stimulus: str) -> None:
+    """Draw the frame of a stimulus, or say that the log has none."""
     axes.set_axis_off()
     pixels = session.picture(stimulus)
     if pixels is None:
@@ -215,33 +218,45 @@ def _evolved(session: Session, usable: npt.NDArray[np.bool_], unit: int) -> list
     return [Group(f"best images of {span}, shown again", str(names[int(np.argmax(means))]), rows)]
 
 
+def around_s(session: Session) -> tuple[float, float]:
+    """Return the time around the onset to draw: at least `AROUND_S`, and all of the config's windows."""
+    responses = session.config.get("responses", {})
+    baseline = responses.get("baseline", {})
+    windows = [responses.get("window_s") or AROUND_S]
+    if baseline.get("kind", "none") != "none":
+        windows.append(baseline["window_s"])
+    first = min(AROUND_S[0], *(w[0] - MARGIN_S for w in windows))
+    return first, max(AROUND_S[1], *(w[1] + MARGIN_S for w in windows))
+
+
 def raster(session: Session, phase: int) -> Figure | None:
     """Draw spikes around the onset and their rate, for the best images and a reference."""
     unit, groups = raster_groups(session, phase)
     if not groups:
         return None
-    figure = _figure(8.5, 6.4)
+    around = around_s(session)
+    figure = new_figure(8.5, 6.4)
     grid = figure.subplots(3, len(groups), gridspec_kw={"height_ratios": [0.55, 1, 0.8]}, squeeze=False)
     top = 0.0
     for k, group in enumerate(groups):
         rows = group.rows[-MOST_TRIALS:]
         colour = (ORANGE, GREEN)[k % 2]
-        _picture(grid[0, k], session, group.picture)
+        draw_picture(grid[0, k], session, group.picture)
         of = f" of {group.picture}" if len(set(session.stimulus_id[rows])) == 1 else ""
         title = f"{group.title}\n{len(rows)} presentations{of}"
         grid[0, k].set_title(title, fontsize=10, loc="center", fontweight="normal")
-        trains = session.spikes_around(session.units[unit], rows, AROUND_S)
+        trains = session.spikes_around(session.units[unit], rows, around)
         dots, psth = grid[1, k], grid[2, k]
         dots.eventplot([t * 1e3 for t in trains], colors=colour, linelengths=0.85, linewidths=1.1)
         dots.set_ylim(len(rows) - 0.4, -0.6)
         dots.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        edges = np.arange(AROUND_S[0], AROUND_S[1] + BIN_S / 2, BIN_S)
+        edges = BIN_S * np.arange(np.floor(around[0] / BIN_S + 1e-6), np.ceil(around[1] / BIN_S - 1e-6) + 1)
         counts, _ = np.histogram(np.concatenate([*trains, np.empty(0)]), edges)
         rate = counts / len(rows) / BIN_S
         psth.stairs(rate, edges * 1e3, fill=True, color=colour, alpha=0.85)
         psth.set_xlabel("time from image onset (ms)")
         top = max(top, float(rate.max()))
-        _mark_times(session, (dots, psth))
+        mark_times(session, (dots, psth), around)
     for axes in grid[2]:
         axes.set_ylim(0, 1.1 * top or 1)
     grid[1, 0].set_ylabel("presentation")
@@ -250,12 +265,12 @@ def raster(session: Session, phase: int) -> Figure | None:
     return figure
 
 
-def _mark_times(session: Session, both: tuple[Axes, Axes]) -> None:
+def mark_times(session: Session, all_axes: Sequence[Axes], around: tuple[float, float]) -> None:
     """Shade when the image was on and where the response was counted."""
     window_s = session.config.get("responses", {}).get("window_s")
     on_ms = float(np.median(session.offset_flip_host_ns - session.onset_flip_host_ns)) / 1e6
-    for axes in both:
-        axes.set_xlim(AROUND_S[0] * 1e3, AROUND_S[1] * 1e3)
+    for axes in all_axes:
+        axes.set_xlim(around[0] * 1e3, around[1] * 1e3)
         axes.axvspan(0, on_ms, color="#000000", alpha=0.06, linewidth=0, zorder=0)
         if window_s:
             axes.axvspan(window_s[0] * 1e3, window_s[1] * 1e3, color=SKY, alpha=0.2, linewidth=0, zorder=0)
@@ -269,7 +284,7 @@ def tuning(session: Session, phase: int, units: Sequence[int]) -> Figure | None:
         return None
     columns = min(len(units), 4)
     rows_ = -(-len(units) // columns)
-    figure = _figure(8.5, 2.6 * rows_)
+    figure = new_figure(8.5, 2.6 * rows_)
     grid = figure.subplots(rows_, columns, squeeze=False).ravel()
     for axes in grid[len(units) :]:
         axes.set_axis_off()
@@ -295,7 +310,7 @@ def onset(session: Session) -> Figure | None:
     lag_ms = session.flip_to_edge_ns[session.flip_to_edge_ns != NO_TIME] / 1e6
     if not len(lag_ms):
         return None
-    figure = _figure(3.7, 3.3)
+    figure = new_figure(3.7, 3.3)
     axes = figure.subplots()
     axes.hist(lag_ms, bins=_bins(lag_ms, 40), color=BLUE)
     axes.axvline(
@@ -324,7 +339,7 @@ def lateness(session: Session) -> Figure | None:
     if not len(late_ms):
         return None
     refresh_hz = float(session.config.get("display", {}).get("refresh_hz", 60))
-    figure = _figure(3.7, 3.3)
+    figure = new_figure(3.7, 3.3)
     axes = figure.subplots()
     axes.hist(late_ms, bins=_bins(late_ms, 60), color=ORANGE)
     axes.set_yscale("log")
@@ -339,10 +354,10 @@ def lateness(session: Session) -> Figure | None:
 
 def clock(session: Session) -> Figure | None:
     """Draw how the device clocks ran away from the host clock."""
-    drifts = session.drifts()
+    drifts = session.drifts
     if not drifts:
         return None
-    figure = _figure(3.7, 3.3)
+    figure = new_figure(3.7, 3.3)
     axes = figure.subplots()
     for drift, colour in zip(drifts, (BLUE, ORANGE, GREEN, PINK, SKY), strict=False):
         axes.plot(
@@ -351,7 +366,7 @@ def clock(session: Session) -> Figure | None:
             color=colour,
             marker=".",
             linewidth=1,
-            label=f"{drift.source} {drift.ppm:+.1f} ppm",
+            label=f"{drift.source} {drift.ppm:+.1f} ± {drift.range_ppm / 2:.1f} ppm",
         )
     axes.set_xlabel("time (min)")
     axes.set_ylabel("host minus device clock (ms)")

@@ -85,6 +85,8 @@ class SpikesKept:
         return np.array([all(name in units for units in lists) for name in self._units], dtype=np.bool_)
 
     def forget(self, before_sample: int) -> None:
-        """Drop spikes that no window from `before_sample` on can need."""
+        """Drop spikes and lists that no window from `before_sample` on can need."""
         while self._chunks and self._chunks[0].last < before_sample:
             self._chunks.popleft()
+        while len(self._lists) > 1 and self._lists[1][0] <= before_sample:
+            self._lists.pop(0)

@@ -30,6 +30,8 @@ I64 = npt.NDArray[np.int64]
 PERIOD_ROWS = 9  # the frame period is the median of the first 8 differences
 UNCOUNTED_FRAMES = 2  # more than these missing by the samples, not by the counter, are a pause and no jitter
 START_S = 1.0  # before the period is known nothing younger than this is final
+LEAST_PERIODS = 2.0  # a shorter window holds one row or none at times: its values would be noise, or missing
+PERIOD_KNOWN_TO = 0.02  # of a period: clocks drift, stamps jitter; closer to a whole number of rows nothing is known
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class _Row:
     layout: _Layout
     raw: F64 | None  # F or counts (unit,), until it is processed
     value: F32 | None  # processed (unit,), None while it is not final
+    period: float  # device samples per frame, the mean up to this row; 0 for the first one
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class TraceFold:
         self._holes: deque[_Hole] = deque()
         self._newest: _Row | None = None
         self._first_frame = 0
+        self._first_sample = 0
         self._rate_hz = 0.0
         self._period = 0.0  # device samples per frame, 0 while unknown
         self._steps: list[float] = []
@@ -103,6 +107,23 @@ class TraceFold:
         if self._calcium is None or self.measure != "deconvolved" or not self._period:
             return 0
         return round(self._calcium.lag_s * self._rate_hz / self._period)
+
+    def too_short(self, window_s: tuple[float, float]) -> str:
+        """Return in words why a window, s from the onset, is too short for the rows of this source; "" if it is not.
+
+        Nothing is too short while the frame period is not known.
+        """
+        if len(self._steps) < PERIOD_ROWS - 1:
+            return ""
+        length_s, period_s = window_s[1] - window_s[0], self._period / self._rate_hz
+        if length_s >= LEAST_PERIODS * period_s * (1 - PERIOD_KNOWN_TO):
+            return ""
+        what = "frame" if self._calcium is not None else "bin"
+        return (
+            f"({window_s[0]:g} to {window_s[1]:g} s) is {length_s * 1e3:.3g} ms long, "
+            f"and a {what} lasts {period_s * 1e3:.3g} ms; "
+            f"lengthen it to {LEAST_PERIODS:g} {what}s, {LEAST_PERIODS * period_s:.3g} s, or more"
+        )
 
     # --- taking documents
 
@@ -166,9 +187,9 @@ class TraceFold:
     def _take_row(self, frame: int, sample: int, layout: _Layout, raw: F64) -> list[str]:
         newest = self._newest
         if newest is None:
-            self._first_frame = frame
+            self._first_frame, self._first_sample = frame, sample
         problems = []
-        row = _Row(frame - self._first_frame, sample, layout, raw, None)
+        row = _Row(frame - self._first_frame, sample, layout, raw, None, 0.0)
         if newest is not None:
             steps = row.frame - newest.frame
             if steps <= 0 or sample <= newest.sample:
@@ -188,6 +209,7 @@ class TraceFold:
                 row = replace(row, frame=row.frame + uncounted)
             if row.frame > newest.frame + 1:
                 self._holes.append(_Hole(newest, row))
+            row = replace(row, period=(sample - self._first_sample) / row.frame)
         self._newest = row
         if self._calcium is None:
             self._rows.append(replace(row, raw=None, value=raw.astype(np.float32)))
@@ -274,8 +296,10 @@ class TraceFold:
     def values(self, start_sample: int, end_sample: int) -> F64:
         """Return for each unit (unit,) what it did over the rows whose own time lies in [start, end).
 
-        The sum of events (dF/F) or counts, the mean for dF/F. NaN where a unit was not in the list, a row is missing,
-        not measured or not final, the window reaches beyond the rows, or no row lies in it. Units: see `measure`.
+        The sum of events (dF/F) or counts, the mean for dF/F. A window of 2.5 frames holds two rows at times and three
+        at others, so a sum is that of the unit's rows, times the window's length over the time that these rows cover
+        (their number times the frame period). NaN where a unit was not in the list, a row is missing, not measured or
+        not final, the window reaches beyond the rows, or no row lies in it. Units: see `measure`.
         """
         total, rows = np.zeros(len(self._units)), np.zeros(len(self._units), np.int64)
         reach = np.zeros(len(self._units), bool)  # a row at or before the start, or within a period of it, is known
@@ -291,7 +315,23 @@ class TraceFold:
         else:
             covered &= self._newest.sample + self._newest.layout.offset + 1.5 * self._period >= end_sample
         total[~covered] = np.nan
-        return total / np.maximum(rows, 1) if self.measure == "dff" else total
+        mean: F64 = total / np.maximum(rows, 1)
+        if self.measure == "dff":
+            return mean
+        periods = (end_sample - start_sample) / (self._period_at(end_sample) or np.nan)
+        # A window of a whole number of rows gets their plain sum: counts stay whole numbers.
+        return np.where(np.abs(rows - periods) < PERIOD_KNOWN_TO, total, mean * periods)
+
+    def _period_at(self, end_sample: int) -> float:
+        """Return the mean period up to the last row before a sample: the same whenever it is asked for; 0 if unknown.
+
+        Time stamps jitter. The mean over the run is far better known than `_period`, of the first few rows.
+        """
+        for queue in (self._pending, self._rows):
+            for row in reversed(queue):
+                if row.sample < end_sample:
+                    return row.period
+        return 0.0
 
     def why_missing(self, start_sample: int, end_sample: int) -> str:
         """Return in words why `values` has nothing for any unit in [start, end), for the log."""
@@ -301,6 +341,8 @@ class TraceFold:
             return f"no baseline F0 yet: it needs {self._calcium.baseline_window_s / 12:.3g} s of frames"
         if any(len(hole.samples(start_sample - hole.after.layout.longest, end_sample)) for hole in self._holes):
             return "frames of its window were lost"
+        if next(self._parts(start_sample, end_sample), None) is None:
+            return "no frame lies in its window"
         return "none of its units was there"
 
     def _parts(self, start: int, end: int) -> Iterator[tuple[float, _Layout, F32 | None]]:

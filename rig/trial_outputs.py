@@ -11,11 +11,13 @@ from rig.clock import Clock
 from rig.config import Config
 from rig.config_outputs import LslMarkerOutput, OpenEphysMessages, PrintOutput
 from rig.fixation import GazeWindow
+from rig.gaze_lately import GazeLately
 from rig.messages import Document, Fault, OutputRequest, Presented
 from rig.trial import TrialPlan
 from rig.trial_show import Sender
 
 GAZE_WANTS = frozenset({"behaviour_block", "clock_sample", "continuity"})  # what `take` needs with a fixation gate
+LONG_WAIT_NS = 30_000_000_000  # a person should know by then that nothing is shown, and why
 JUDGE_NS = 1_000_000_000  # a reward that comes later than this after its trial teaches the wrong thing
 
 
@@ -46,6 +48,9 @@ class TrialOutputs:
         self._clock = clock
         self._reward = config.reward
         self._gaze = None if fixation is None else GazeWindow(fixation)
+        self._lately = None if fixation is None else GazeLately(fixation)
+        self._waits_since_ns: int | None = None
+        self._wait_said = False
         self._acquire_ns = 0 if fixation is None else int(fixation.acquire_s * 1e9)
         said = [o.name for o in config.outputs if isinstance(o, PrintOutput) and o.onset]
         self._markers = [o.name for o in config.outputs if isinstance(o, LslMarkerOutput)]
@@ -60,16 +65,30 @@ class TrialOutputs:
 
     def take(self, document: Document) -> None:
         """Take a document of the gaze's source; others are ignored."""
-        if self._gaze is not None:
+        if self._gaze is not None and self._lately is not None:
             self._gaze.take(document)
+            self._lately.take(document)
 
     def acquired(self) -> bool:
-        """Return whether the gaze has been inside its window for `acquire_s`; True without a fixation gate."""
+        """Return whether the gaze has been inside its window for `acquire_s`; True without a fixation gate.
+
+        Asked once a frame while a trial waits; a wait of 30 s becomes one Fault.
+        """
         if self._gaze is None:
             return True
         now = self._clock.now_ns()
         since = self._gaze.held_since(now)
-        return since is not None and now - since >= self._acquire_ns
+        if since is not None and now - since >= self._acquire_ns:
+            self._waits_since_ns, self._wait_said = None, False
+            return True
+        if self._waits_since_ns is None:
+            self._waits_since_ns = now
+        if now - self._waits_since_ns >= LONG_WAIT_NS and not self._wait_said and self._lately is not None:
+            self._wait_said = True
+            detail = f"the next trial waits for fixation for 30 s now; in the last 2 s: {self._lately.words(now)}"
+            done = "nothing is shown; waiting. See gates.fixation, the tracker's calibration, and the fixation point"
+            self._sender.send(Fault(what="no fixation", detail=detail, done=done, since_host_ns=self._waits_since_ns))
+        return False
 
     def trial_begins(self, plan: TrialPlan, start_ns: int) -> None:
         """Name the trial that is about to be shown."""

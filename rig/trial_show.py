@@ -223,6 +223,7 @@ class TrialShow:
             image_row_px=where.rect.center_row,
             patch_row_px=where.rect.center_row if where.patch is None else where.patch.center_row,
             complete=complete,
+            refused=image.made.refused,
         )
         self._sender.send(presented)
         self.shown.append((image, presented))

@@ -54,6 +54,7 @@ DEVICE_SCHEMAS: tuple[Schema, ...] = (
             text("measure", "What count sums: spikes, counts, deconvolved (events, dF/F), or dff: a mean dF/F"),
             text("behaviour", "Mean of each behaviour channel from onset to window end", "JSON"),
             Column("count", "f8", "as in measure", "Sum over the window; dff: mean", per_unit=True),
+            number("baseline_n", "Presentations that baseline averages, -1 where nothing is subtracted", -1),
             Column("baseline", "f8", "as in measure", "What the baseline expects count to be", per_unit=True),
             Column("rate_hz", "f8", "per s", "(count - baseline) / window length; dff: no length", per_unit=True),
         ),

@@ -281,7 +281,7 @@ class DeviceFold:
         times = ("onset_sample", "onset_host_ns", "onset_uncertainty_ns", "onset_host_uncertainty_ns")
         for name in (*times, "flip_to_edge_ns", "window_start_sample", "window_end_sample"):
             fields[name] = known(fields[name])
-        fields["run"] = known(d.run, -1)
+        fields["run"], fields["baseline_n"] = known(d.run, -1), known(d.baseline_n, -1)
         self._row(
             "responses",
             **fields,

@@ -52,7 +52,8 @@ SCHEMAS: tuple[Schema, ...] = (
             number("dropped_frames", "Frame periods in which no new flip came"),
             Column("image_row_px", "f8", "px", "Screen row of the image centre, from the top"),
             Column("patch_row_px", "f8", "px", "Screen row of the photodiode patch's centre, from the top"),
-            Column("complete", "bool", "1", "False if the presentation was cut short"),
+            Column("complete", "bool", "1", "False if it was cut short, or if its frame was refused"),
+            text("refused", 'Why the background was shown in its place (a limit), "" if it was not'),
         ),
     ),
     Schema(

@@ -6,7 +6,7 @@ clock and does no I/O, so that replay and offline recomputation run the same cod
 on journalled Ticks. Missing or partial data is scored missing, never zero.
 
 Onsets are found in `rig.onset`, data kept in `rig.device_data`, units watched in `rig.unit_watch`, behaviour judged in
-`rig.gates`, late data named in `rig.late_data`.
+`rig.gates`, baselines subtracted in `rig.baseline`, late data named in `rig.late_data`.
 """
 
 from collections import deque
@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from rig.baseline import Baselines
 from rig.clockmap import ClockMap
 from rig.config import Config
 from rig.device_data import DeviceData, Span
@@ -30,6 +31,7 @@ from rig.messages import (
     Entry,
     Fault,
     Presented,
+    Proposal,
     Response,
     SpikeBlock,
     Tick,
@@ -74,13 +76,6 @@ class _Open:
     measured: _Measured | None = None
 
 
-def _mean_of_known(rows: F64) -> F64:
-    """Return the mean over rows (row, unit), leaving out what is NaN; NaN where a unit has no row."""
-    known = np.isfinite(rows)
-    total = np.where(known, rows, 0.0).sum(axis=0)
-    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
-
-
 class WindowFold:
     """Opens a window for each Presented and closes it when its data are complete."""
 
@@ -99,13 +94,18 @@ class WindowFold:
         self._closed = ClosedWindows(self._source, self._faults)
         self._open: deque[_Open] = deque()
         self._announced: set[int] = set()  # presentations of a TrialIntent that nothing has accounted for yet
-        self._early: deque[F64] = deque(maxlen=config.responses.baseline.pool)
+        self._baselines = Baselines(config.responses.baseline)
+        settings = config.responses
+        self._windows = {"responses.window_s": settings.window_s}
+        if settings.baseline.kind != "none":
+            self._windows["responses.baseline.window_s"] = settings.baseline.window_s
+        self._too_short = ""  # why no window can be scored, once it is known
         self.responses = 0
         self.usable = 0
 
     @property
     def waiting(self) -> int:
-        """Number of presentations whose response is still open."""
+        """Number of presentations whose data are still waited for."""
         return len(self._open)
 
     def _new_device(self, run: int) -> DeviceData:
@@ -125,6 +125,8 @@ class WindowFold:
             out += self._close_ready()
         elif isinstance(document, TrialIntent):
             self._announced.update(document.presentations)
+        elif isinstance(document, Proposal):
+            out += self._baselines.planned(document)
         elif isinstance(document, Fault):
             if document.what in NEVER_SHOWN:
                 self._announced.difference_update(document.presentations)
@@ -156,6 +158,7 @@ class WindowFold:
         else:
             self._say(device.complete(document))
             self._clockmap.nominal_hz = device.rate_hz or None
+            self._look_at_windows()
             out += self._close_ready()
             if device.watermark is not None:
                 self._onsets.judge(self._clockmap, device.rate_hz, device.watermark)
@@ -176,6 +179,15 @@ class WindowFold:
                 self._closed.late(late, what)
         self._say(device.take(document))
 
+    def _look_at_windows(self) -> None:
+        """Say once in a run if its frames are too long for the windows."""
+        if self._too_short:
+            return
+        self._too_short = self._device.too_short(self._windows)
+        if self._too_short:
+            done = "no response is usable until the windows are longer"
+            self._faults.add("window too short", f"{self._source}: {self._too_short}", done)
+
     def _say(self, problems: list[str]) -> None:
         for problem in problems:
             done = "what it touches is scored missing, never zero"
@@ -186,9 +198,11 @@ class WindowFold:
         if before.run >= 0:
             out += self._give_up("acquisition restarted before its data were in")
             self._judge_edges()
+        # The old run's map says nothing of the new run's samples.
+        self._clockmap = ClockMap()
         self._onsets.new_run()
         self._watch.new_run()
-        self._device = self._new_device(run)
+        self._device, self._too_short = self._new_device(run), ""
         self._closed = ClosedWindows(self._source, self._faults)
         return out
 
@@ -196,13 +210,13 @@ class WindowFold:
         self._onsets.judge(self._clockmap, self._device.rate_hz, self._device.watermark or 0, everything=True)
 
     def _give_up(self, reason: str) -> list[Document]:
-        out: list[Document] = [self._missing(one.shown, reason) for one in self._open]
+        out: list[Document] = [r for one in self._open for r in self._missing(one.shown, reason)]
         self._open.clear()
         return out
 
     def _close_all(self) -> list[Document]:
         """Account for everything at the end of the session: no presentation stays without a response or a word."""
-        out = self._give_up("the session was closed before its data were in")
+        out = [*self._give_up("the session was closed before its data were in"), *self._baselines.release()]
         self._judge_edges()
         if self._announced:
             lost = tuple(sorted(self._announced))
@@ -241,10 +255,10 @@ class WindowFold:
             due = self._open[0].shown.onset_flip_host_ns + int(patience_s(self._config) * 1e9)
             if now_host_ns < due:
                 break
-            out += [self._overdue(self._open.popleft()), *self._close_ready()]
+            out += [*self._overdue(self._open.popleft()), *self._close_ready()]
         return out
 
-    def _overdue(self, one: _Open) -> Response:
+    def _overdue(self, one: _Open) -> list[Response]:
         """Close a presentation whose data did not come in time."""
         measured = one.measured
         if measured is not None:
@@ -260,13 +274,15 @@ class WindowFold:
         while self._open:
             one = self._open[0]
             if not one.shown.complete:
-                out.append(self._missing(one.shown, "presentation was cut short"))
+                refused = one.shown.refused
+                why = f"its frame was refused: {refused}" if refused else "presentation was cut short"
+                out += self._missing(one.shown, why)
             else:
                 one.measured = one.measured or self._measure(one.shown)
                 judged = None if one.measured is None else self._judged(one.measured)
                 if one.measured is None or judged is None:
                     break
-                out.append(self._response(one.shown, one.measured, judged))
+                out += self._response(one.shown, one.measured, judged)
                 self._watch.unseen(self.responses)
             self._open.popleft()
         return out
@@ -304,11 +320,12 @@ class WindowFold:
             early = device.kept.values(base_start, base_end)
             if device.kept.measure != "dff":  # a sum; dF/F is a mean, whatever the window's length
                 early = early * ((end - start) / (base_end - base_start))
-        reason = ""
-        if coverage < settings.min_coverage:
+        reason = self._too_short
+        if not reason and coverage < settings.min_coverage:
             reason = f"only {coverage:.1%} of its windows is covered by complete data"
-        elif np.isnan(count).all():
-            reason = device.why_missing(spans[0])
+        elif not reason:
+            missing = [s for s, v in zip(spans, (count, early), strict=False) if v is not None and np.isnan(v).all()]
+            reason = device.why_missing(missing[0]) if missing else ""
         edge_host = self._clockmap.to_host_ns(onset.edge) if onset.edge is not None else None
         return _Measured(
             onset=onset,
@@ -324,26 +341,17 @@ class WindowFold:
             reason=reason,
         )
 
-    def _baseline(self, measured: _Measured) -> F64:
-        """Return what the baseline expects `count` to be; a pooled one takes this presentation in first."""
-        if measured.early is None:
-            return np.zeros(len(self._units))
-        if self._config.responses.baseline.kind == "pre":
-            return measured.early
-        self._early.append(measured.early)
-        return _mean_of_known(np.array(self._early))
-
-    def _response(self, shown: Presented, measured: _Measured, judged: Judged) -> Response:
+    def _response(self, shown: Presented, measured: _Measured, judged: Judged) -> list[Response]:
+        """Close a presentation; return the responses that are complete by that."""
         reason = "; ".join(filter(None, (measured.reason, judged.reason)))
         rate_hz, (start, end) = self._device.rate_hz, measured.window
         nan = np.full(len(self._units), np.nan)
-        count, baseline = (nan, nan) if reason else (measured.count, self._baseline(measured))
         length_s = 1.0 if measured.measure == "dff" else (end - start) / rate_hz
         self.responses += 1
         self.usable += not reason
         self._closed.add(shown.presentation, measured.spans, usable=not reason)
         host = measured.onset_host
-        return Response(
+        response = Response(
             presentation=shown.presentation,
             proposal=shown.proposal,
             slot=shown.slot,
@@ -366,15 +374,16 @@ class WindowFold:
             measure=measured.measure,
             behaviour=judged.behaviour,
             units=self._units,
-            count=count,
-            baseline=baseline,
-            rate_hz=(count - baseline) / length_s,
+            count=nan if reason else measured.count,
+            baseline=nan,
+            rate_hz=nan,
         )
+        return self._baselines.take(response, measured.early, length_s)
 
-    def _missing(self, shown: Presented, reason: str) -> Response:
+    def _missing(self, shown: Presented, reason: str) -> list[Response]:
         nan = np.full(len(self._units), np.nan)
         self.responses += 1
-        return Response(
+        response = Response(
             presentation=shown.presentation,
             proposal=shown.proposal,
             slot=shown.slot,
@@ -396,3 +405,4 @@ class WindowFold:
             baseline=nan,
             rate_hz=nan,
         )
+        return self._baselines.take(response)

@@ -120,14 +120,16 @@ class FlashLimit:
         while len(self._past) > 1 and self._past[1][0] <= at_ns - 2 * SECOND_NS:
             del self._past[0]
 
-    def refusal(self, planned: Sequence[tuple[int, float]]) -> str:
-        """Return why `planned` must not follow what was shown, "" if it may; times and luminances as for `shown`."""
+    def refusal(self, planned: Sequence[tuple[int, float]], luminance: float) -> str:
+        """Return why `planned` must not follow what was shown, "" if it may; times and luminances as for `shown`.
+
+        `luminance` is that of the frame in question, which the words name.
+        """
         if self._small or not planned:
             return ""
         flashes = most_flashes([*self._past, *planned])
         if flashes <= self._max_hz:
             return ""
-        luminance = planned[-1][1]
         return (
             f"it would make {flashes:g} flashes in a second, and limits.max_flash_hz is {self._max_hz:g}: its mean "
             f"luminance is {luminance:.2f} of white, the background's {self.background:.2f}; take images with the "

@@ -447,6 +447,7 @@ class Synthetic:
             units=self.config.responses.units,
             count=count,
             baseline=baseline,
+            baseline_n=None if gap else 50,
             rate_hz=(count - baseline) / 0.1,
         )
 

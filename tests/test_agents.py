@@ -558,3 +558,67 @@ def test_a_unit_that_was_never_seen_has_no_rate_and_spoils_nothing(phase: Evolve
         assert report["missing"] == sum(r.role == "candidate" for r in rows)
     else:
         assert report["mean"] == 10.0
+
+
+def without(rows: list[Told], unit: int, slots: set[int]) -> list[Told]:
+    """Return the rows with no value for a unit in some slots."""
+    out = []
+    for r in rows:
+        assert r.rate_hz is not None
+        rate = r.rate_hz.copy()
+        rate[unit] = np.nan
+        out.append(replace(r, rate_hz=rate) if r.slot in slots else r)
+    return out
+
+
+def test_a_candidate_without_a_value_of_the_evolved_unit_is_missing_and_comes_again() -> None:
+    made = evolving(blanks=0)
+    batch = finish(made)
+    rows = main_rows(batch, 0, lambda n, k: float(k))
+    made.tell(without(rows, UNIT, {0, 3}))
+    assert made.report()["missing"] == 2
+    again = finish(made)
+    names = {again.stimuli[s.stimulus].id for s in again.plan if s.role == "candidate"}
+    assert {batch.stimuli[batch.plan[k].stimulus].id for k in (0, 3)} <= names
+
+
+def test_a_value_that_another_unit_lacks_does_not_matter_to_the_evolved_one() -> None:
+    plain, other = evolving(), evolving()
+    rows = main_rows(finish(plain), 0, lambda n, k: float(k))
+    finish(other)
+    plain.tell(rows)
+    other.tell(without(rows, 1 - UNIT, set(range(len(rows)))))
+    assert plain.report() == other.report()
+
+
+def test_a_row_with_the_value_counts_after_one_without_it() -> None:
+    plain, late = evolving(), evolving()
+    rows = main_rows(finish(plain), 0, lambda n, k: float(k))
+    finish(late)
+    plain.tell(rows)
+    late.tell(without(rows, UNIT, {2, 5}))
+    assert late.report()["missing"] > 0
+    late.tell([rows[2], rows[5], rows[5]])
+    assert plain.report() == late.report()
+
+
+def test_present_counts_a_repeat_for_the_units_that_have_a_value() -> None:
+    made = agent(PRESENT)
+    batch = finish(made)
+    rows = main_rows(batch, 0, lambda n, k: 10.0)
+    assert len(rows) == 4
+    made.tell(without(rows, 0, {1}))
+    report = made.report()
+    assert (report["usable"], report["missing"], report["least_of_a_unit"]) == (4.0, 0.0, 3.0)
+    assert agent(PRESENT).report().keys() & {"least_of_a_unit"} == set()
+
+
+def test_present_shows_again_what_no_unit_has_a_value_for() -> None:
+    made = agent(PRESENT)
+    batch = finish(made)
+    rows = main_rows(batch, 0, lambda n, k: 10.0)
+    shown = next(r for r in rows if r.role != "blank")
+    made.tell(without(without(rows, 0, {shown.slot}), 1, {shown.slot}))
+    assert made.report()["missing"] == 1.0
+    names = [b.stimuli[s.stimulus].id for b in [finish(made)] for s in b.plan]
+    assert names.count(shown.stimulus_id) == 2

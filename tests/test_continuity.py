@@ -17,7 +17,7 @@ from rig.messages import (
     Gap,
     SpikeBlock,
 )
-from rig.sources.continuity import DEFERRAL, Ledger
+from rig.sources.continuity import DEFERRAL, NOMINAL_HZ, Ledger
 from rig.sources.openephys_parse import Data, Message, Spike, Ttl
 from rig.sources.pace import Pace
 
@@ -227,8 +227,23 @@ def test_samples_the_device_skipped_are_a_gap() -> None:
             ledger.take(message, arrival)
     documents = ledger.harvest(gui.now_ns)
     assert faults(documents) == ["samples missing"]
-    assert Gap(first_sample=5 * N - DEFERRAL, end_sample=5 * N + 5000, messages=0) in gaps(documents)
+    assert Gap(first_sample=5 * N - DEFERRAL, end_sample=6 * N + 5000, messages=0) in gaps(documents)
     assert last(documents).lost_messages == 0
+
+
+def test_a_restart_whose_first_seen_message_has_by_chance_the_next_number_is_covered() -> None:
+    """What is lost of the new acquisition up to there lies in the gap, the whole first block included."""
+    ledger = Ledger("probe", 0)
+    for k in range(3):
+        ledger.take(Data(k + 1, "s", 0, N, k * N, 30_000.0, False), 1_000_000_000 + k * BLOCK_NS)
+    # Acquisition starts again with message 1; 1 to 3 are lost, with spikes of the blocks 9 and 10 in 2 and 3.
+    lost = [9 * N + 5, 10 * N + 300]
+    for k in range(2):
+        data = Data(4 + k, "s", 0, N, (10 + k) * N, 30_000.0, False)
+        ledger.take(data, 1_000_000_000 + (10 + k) * BLOCK_NS)
+    documents = ledger.harvest(2_000_000_000)
+    assert last(documents).run == 0
+    assert all(any(g.first_sample <= s < g.end_sample for g in gaps(documents)) for s in lost)
 
 
 def test_the_clock_pair_is_that_of_the_whole_block_even_behind_a_loss() -> None:
@@ -303,6 +318,8 @@ def test_without_continuous_channels_the_watermark_is_wide() -> None:
         documents += ledger.harvest(gui.now_ns)
         assert last(documents).watermark_sample <= max(before - DEFERRAL, 0)  # it never promises too much
     assert faults(documents) == ["no data channel"]
+    assert last(documents).sample_rate_hz == NOMINAL_HZ  # else no response could ever be measured
+    assert "30000 Hz" in next(d.done for d in documents if isinstance(d, Fault))
     assert last(documents).watermark_sample > 100 * N
 
 

@@ -73,6 +73,20 @@ class Eye:
             )
 
 
+def test_a_tracker_s_own_units_become_degrees_by_gain_and_offset() -> None:
+    # Pixels of a 1280 x 720 camera, rows counted downwards; the window (1, -1) +- 2 degrees is at (673.3, 393.3).
+    camera = {"gain": (0.03, -0.03), "offset_deg": (-19.2, 10.8)}
+    eye = Eye((0.0, 2.0, (673.3, 393.3)), (2.0, 2.4, (673.3 + 70, 393.3)), (2.4, 9.0, (673.3, 393.3 + 66)))
+    eye.window = GazeWindow(Fixation(source="eye", center_deg=(1.0, -1.0), radius_deg=2.0, **camera))
+    eye.until(4.0)
+    assert eye.window.verdict(host(1.0), host(1.9)) == ("held", None)
+    assert eye.window.verdict(host(1.9), host(2.2))[0] == "broken"
+    assert eye.window.verdict(host(2.5), host(2.9)) == ("held", None)
+    plain = Eye((0.0, 9.0, (673.3, 393.3)))
+    plain.until(4.0)
+    assert plain.window.verdict(host(1.0), host(1.9))[0] == "broken"
+
+
 def test_a_gaze_inside_is_held_and_since_when_is_told() -> None:
     eye = Eye((2.0, 2.4, (9.0, 0.0)))
     eye.until(3.0)

@@ -62,6 +62,7 @@ class Rig:
     at_s: float = 0.0
     eye_at_s: float = 0.0
     eye_state: str = "streaming"
+    eye_gap: tuple[float, float] | None = None  # s; told with the first Continuity after it
     seq: int = 0
     out: list[Document] = field(default_factory=list)
 
@@ -71,6 +72,10 @@ class Rig:
         self.out += self.fold.apply(Entry(envelope, document))
 
     def continuity(self, source: str, rate: float, watermark: int, state: str = "streaming") -> None:
+        gaps = []
+        if source == "eye" and self.eye_gap is not None and watermark >= self.eye_gap[1] * 1e6:
+            first, end = (round(t * 1e6) for t in self.eye_gap)
+            gaps, self.eye_gap = [{"first_sample": first, "end_sample": end, "messages": 0}], None
         self.take(
             Continuity.model_validate(
                 {
@@ -81,6 +86,7 @@ class Rig:
                     "watermark_sample": watermark,
                     "messages": 1,
                     "lost_messages": 0,
+                    "gaps": gaps,
                 }
             )
         )
@@ -221,6 +227,26 @@ def test_criteria_look_at_the_mean_over_the_window() -> None:
         "mean pupil_mm 2 is below 3",
         "pupil_mm was not seen",
     ]
+
+
+def test_rows_in_a_declared_gap_are_no_evidence() -> None:
+    """Lost or outdated rows: neither a still animal nor a steady gaze follows from the few that came."""
+    gates = "{criteria: [{source: eye, channel: running_cm_s, most: 10}]}"
+    r = rig(gates=gates)
+    r.eye_gap = (2.62, 2.70)
+    r.both(2.0)
+    r.show(0, 2.1)
+    r.show(1, 2.6)
+    r.both(4.0)
+    assert [x.reason for x in r.responses] == ["", "data of eye are missing or came too old in its window"]
+    r = rig()
+    r.eye_gap = (2.62, 2.74)  # longer than a blink may be
+    r.both(2.0)
+    r.show(0, 2.1)
+    r.show(1, 2.6)
+    r.both(4.0)
+    assert [x.usable for x in r.responses] == [True, False]
+    assert "no gaze was seen for more than 0.1 s" in r.responses[1].reason
 
 
 def test_the_means_of_all_channels_are_in_the_response() -> None:

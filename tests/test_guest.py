@@ -227,6 +227,8 @@ def test_other_bytes_than_were_sent_are_not_scored(room: Room) -> None:
         ({"onset_ns": 10**15}, "not in order, or later than now"),
         ({"offset_ns": 10**15}, "not in order, or later than now"),
         ({"sha256": "abc"}, "sha256"),
+        ({"onset_ns": -(10**12)}, "before the trial was given"),
+        ({"sent_ns": -(2**62), "got_ns": 2**62, "host_ns": 1}, "a minute apart"),
         ({"onset_ns": 1.5}, "onset_ns"),
         ({"more": 1}, "more"),
     ],
@@ -241,6 +243,35 @@ def test_a_wrong_report_is_refused_with_the_reason_and_changes_nothing(
     assert [f.what for f in room.line.of(Fault)] == ["guest request refused"]
     assert not room.line.of(Presented)
     assert room.show(0, frames[0])["ok"]
+
+
+def test_images_must_not_overlap(room: Room) -> None:
+    room.propose()
+    _, frames = room.ask(say="next")
+    start = room.now()
+    room.show(0, frames[0])
+    assert "before the image before it ended" in room.show(1, frames[1], onset_ns=start + 50 * MS)["error"]
+
+
+def test_refused_requests_do_not_flood_the_log(room: Room) -> None:
+    for _ in range(250):
+        room.ask(say="nonsense")
+    assert len(room.line.of(Fault)) == 10 + 2
+
+
+def test_large_flashes_are_not_sent_to_a_guest(room: Room) -> None:
+    """White squares on grey five times a second: more than three large flashes."""
+    for number in range(3):
+        proposal = room.propose(number=number)
+        white = np.full_like(proposal.frames, 220)
+        room.give(proposal.model_copy(update={"proposal": number + 10, "frames": white}))
+    for _ in range(6):
+        answer, frames = room.ask(say="next")
+        for image, frame in zip(answer.get("images", ()), frames, strict=True):
+            room.show(image["presentation"], frame)
+    refused = [f for f in room.line.of(Fault) if f.what == "frame refused"]
+    assert refused
+    assert "flashes in a second" in refused[0].detail
 
 
 def test_a_guest_that_is_started_again_gets_what_was_not_shown(room: Room) -> None:
@@ -268,9 +299,9 @@ def test_a_silent_guest_is_a_fault_said_once(room: Room) -> None:
 def test_images_faster_than_the_flicker_limit_end_the_session(room: Room) -> None:
     room.propose()
     _, frames = room.ask(say="next")
-    room.show(0, frames[0])
-    now = room.now()
-    room.show(1, frames[1], onset_ns=now - 195 * MS, offset_ns=now)
+    start = room.now()
+    room.show(0, frames[0], offset_ns=start + 10 * MS)
+    room.show(1, frames[1], onset_ns=start + 20 * MS, offset_ns=start + 120 * MS)
     assert [f.what for f in room.line.of(Fault)] == ["flicker limit"]
     assert "flicker" in room.ask(say="next")[0]["stop"]
 

@@ -110,11 +110,13 @@ def test_flashes_are_counted_in_any_second() -> None:
 def test_ordinary_images_at_five_per_second_pass_and_bright_ones_do_not() -> None:
     limit = FlashLimit(128 / 255, 3.0, LARGE_SR)
     mean_grey = [128 / 255 + d for d in (0.03, -0.04, 0.05, -0.02, 0.0) * 4]
-    assert limit.refusal(rhythm(mean_grey, 100, 100, 128 / 255)) == ""
-    assert "max_flash_hz is 3" in limit.refusal(rhythm([0.8] * 5, 100, 100, 128 / 255))
-    assert limit.refusal(rhythm([0.8] * 3, 100, 100, 128 / 255)) == ""
-    assert FlashLimit(128 / 255, 5.0, LARGE_SR).refusal(rhythm([0.8] * 5, 100, 100, 128 / 255)) == ""
-    assert FlashLimit(128 / 255, 3.0, 0.005).refusal(rhythm([0.8] * 5, 100, 100)) == "", "a small square"
+    assert limit.refusal(rhythm(mean_grey, 100, 100, 128 / 255), mean_grey[-1]) == ""
+    refused = limit.refusal(rhythm([0.8] * 5, 100, 100, 128 / 255), 0.8)
+    assert "max_flash_hz is 3" in refused
+    assert "luminance is 0.80 of white, the background's 0.50" in refused
+    assert limit.refusal(rhythm([0.8] * 3, 100, 100, 128 / 255), 0.8) == ""
+    assert FlashLimit(128 / 255, 5.0, LARGE_SR).refusal(rhythm([0.8] * 5, 100, 100, 128 / 255), 0.8) == ""
+    assert FlashLimit(128 / 255, 3.0, 0.005).refusal(rhythm([0.8] * 5, 100, 100), 0.8) == "", "a small square"
 
 
 def test_what_was_shown_before_counts() -> None:
@@ -122,8 +124,8 @@ def test_what_was_shown_before_counts() -> None:
     for t, level in rhythm([0.9] * 3, 100, 100):
         limit.shown(t, level)
     soon, later = 700 * MS, 1600 * MS
-    assert limit.refusal([(soon, 0.9), (soon + 100 * MS, 0.5)]) != ""
-    assert limit.refusal([(later, 0.9), (later + 100 * MS, 0.5)]) == ""
+    assert limit.refusal([(soon, 0.9), (soon + 100 * MS, 0.5)], 0.9) != ""
+    assert limit.refusal([(later, 0.9), (later + 100 * MS, 0.5)], 0.9) == ""
 
 
 @pytest.mark.parametrize("contrast", [0.25, 0.6])

@@ -166,6 +166,7 @@ EXAMPLES: tuple[m.Document, ...] = (
         units=("E01#0",),
         count=f64(3),
         baseline=f64(0.5),
+        baseline_n=50,
         rate_hz=f64(25),
     ),
 )

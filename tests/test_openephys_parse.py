@@ -256,3 +256,18 @@ def test_a_payload_that_was_left_behind_is_judged_by_its_size() -> None:
         assert not isinstance(parse([first, header, b""], len(payload)), Refusal)
         assert isinstance(parse([first, header, b""], len(payload) + 4), Refusal)
         assert (read_data if make is data else read_event)(header, b"", len(payload) + 4) is None
+
+
+@pytest.mark.parametrize("rate", [1e10, 1e-300, 1e-9, 0.5, 10**400, True, "30000"])
+def test_rates_that_no_device_has_are_refused(rate: object) -> None:
+    header = json.loads(data()[1])
+    header["content"]["sample_rate"] = rate
+    assert "from 1 to 1e6 Hz" in refused([b"DATA\x00", json.dumps(header).encode(), BLOCK.tobytes()]).reason
+
+
+@pytest.mark.parametrize("key", ["electrode", "stream"])
+def test_names_that_cannot_be_kept_are_refused(key: str) -> None:
+    """JSON may hold half of a character; nothing could write such a name down."""
+    header = json.loads(spike()[1])
+    header["spike"][key] = "E\ud800"
+    assert key in refused([b"EVENT\x00", json.dumps(header).encode(), WAVE.astype("<f4").tobytes()]).reason

@@ -53,27 +53,27 @@ def ask(name: str, output: str = "valve", what: Any = "reward", **more: Any) -> 
 
 def test_no_pulse_is_longer_than_its_limit() -> None:
     allowance = Allowance(REWARD)
-    assert allowance.refusal(0.5, 0) == ""
-    assert "max_pulse_s 0.5" in allowance.refusal(0.501, 0)
+    assert allowance.refusal(0.5, 0) == ("", "")
+    assert "max_pulse_s 0.5" in allowance.refusal(0.501, 0)[1]
 
 
 def test_no_minute_has_more_than_its_limit_wherever_it_begins() -> None:
     allowance = Allowance(REWARD)
     for k in range(10):
-        assert allowance.refusal(0.1, k * S) == ""
+        assert allowance.refusal(0.1, k * S) == ("", "")
         allowance.given(0.1, k * S)
-    assert "max_per_minute_s 1" in allowance.refusal(0.1, 10 * S)
-    assert "max_per_minute_s 1" in allowance.refusal(0.1, 60 * S - 1)
-    assert allowance.refusal(0.1, 60 * S) == ""
-    assert "max_per_minute_s" in allowance.refusal(0.2, 60 * S)
+    assert "max_per_minute_s 1" in allowance.refusal(0.1, 10 * S)[1]
+    assert "max_per_minute_s 1" in allowance.refusal(0.1, 60 * S - 1)[1]
+    assert allowance.refusal(0.1, 60 * S) == ("", "")
+    assert "max_per_minute_s" in allowance.refusal(0.2, 60 * S)[1]
 
 
 def test_no_session_has_more_than_its_volume() -> None:
     allowance = Allowance(REWARD)
     for k in range(25):  # 25 pulses of 4 uL are the 0.1 mL
-        assert allowance.refusal(0.1, k * 100 * S) == ""
+        assert allowance.refusal(0.1, k * 100 * S) == ("", "")
         allowance.given(0.1, k * 100 * S)
-    assert "max_session_ml 0.1 mL" in allowance.refusal(0.1, 99 * 100 * S)
+    assert "max_session_ml 0.1 mL" in allowance.refusal(0.1, 99 * 100 * S)[1]
     assert allowance.session_ul == pytest.approx(100)
 
 
@@ -128,6 +128,10 @@ class FakeOthers:
     """The other processes: all there until a test says so."""
 
     gone: int | None = None
+    excused: int | None = None
+
+    def excuse(self, pid: int) -> None:
+        self.excused = pid
 
     def meet(self) -> None:
         pass
@@ -151,7 +155,11 @@ class Desk:
     def take(self, document: Document, process: str = "rig-1") -> None:
         self._seq += 1
         envelope = Envelope(
-            seq=self._seq, receipt_host_ns=0, sender=process.split("-")[0], process=process, sender_seq=1
+            seq=self._seq,
+            receipt_host_ns=self.clock.now_ns(),
+            sender=process.split("-")[0],
+            process=process,
+            sender_seq=1,
         )
         self.service.take(Entry(envelope, document))
 
@@ -197,7 +205,7 @@ def test_what_exceeds_a_limit_is_refused_whoever_asks_and_is_a_fault() -> None:
     desk.take(ask("long", duration_s=0.6))
     for k in range(11):
         desk.take(ask(f"r{k}"))
-    desk.run(2000)
+        desk.run(200)
     assert len(desk.valve.begun) == 10
     refused = {name for name, d in desk.done.items() if not d.done}
     assert refused == {"long", "r10"}
@@ -278,10 +286,30 @@ def test_a_pulse_is_cut_when_a_process_is_gone_but_not_at_the_orderly_end() -> N
     assert "process 77" in desk.done["a"].reason
     assert desk.done["a"].duration_s == pytest.approx(0.05, abs=0.015)
     assert desk.done["a"].volume_ul == pytest.approx(40 * 0.05, abs=0.6)
+    desk.others.gone = None
+    rig = process_started("rig", desk.clock, {})
+    desk.take(rig)
     desk.take(StopRequested(reason="done"))
+    assert desk.others.excused == rig.pid  # it ends in order
     desk.take(ask("b", duration_s=0.2))
     desk.run(300)
     assert desk.done["b"].done
+    desk.take(ask("c", duration_s=0.2))
+    desk.run(50)
+    desk.others.gone = 78  # but nobody else has been told to end yet
+    desk.run(20)
+    assert "process 78" in desk.done["c"].reason
+
+
+def test_a_reward_that_would_come_too_late_is_not_given() -> None:
+    desk = Desk().start()
+    desk.take(ask("a"))
+    desk.take(ask("b"))
+    desk.clock.advance_ns(1_500 * MS)  # this process did not run
+    desk.run(300)
+    assert not desk.valve.begun
+    assert "1.5 s after it was asked for" in desk.done["a"].reason
+    assert {d.volume_ul for d in desk.done.values()} == {None}
 
 
 def test_at_the_end_what_is_on_ends_and_nothing_begins() -> None:

@@ -104,8 +104,12 @@ def pids(parent: psutil.Process) -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
 @pytest.mark.parametrize(
-    "victim", ["supervisor", "rig", "recorder", "model", "view", "sources", "outputs", "pulser", "guardian"]
-)
+    "victim",
+    [
+        "supervisor", "rig", "recorder", "model", "view", "sources", "openephys_receiver", "outputs", "pulser",
+        "guardian",
+    ],
+)  # fmt: skip
 def test_the_line_falls_when_any_process_of_a_session_does(
     victim: str, number: signal.Signals, private_screen: str, tmp_path: Path
 ) -> None:

@@ -17,8 +17,9 @@ from rig.config import Config, StimulusPlace
 from rig.messages import BehaviourBlock, ClockSample, Continuity, Document, EdgeBlock, Fault, Gap, SpikeBlock, UnitList
 from rig.preflight.machine import banks, disk, geometry, outputs, realtime
 from rig.preflight.model import judged, warm_up
-from rig.preflight.photodiode import photodiode
+from rig.preflight.photodiode import answer, photodiode
 from rig.preflight.result import Result
+from rig.preflight.screen import BLACK_S, SEED, WHITE_S
 from rig.preflight.sources import Heard, judge, listening
 from tests.collector import free_ports
 
@@ -26,12 +27,13 @@ ROOT = Path(__file__).parents[1]
 RATE = 30_000.0
 S = 1_000_000_000
 UNITS = ("E01#0", "E02#0")
+SOURCE: dict[str, Any] = {"type": "openephys", "name": "probe", "port": 5556, "http_port": None}
 
 
 def config(**parts: Any) -> Config:
     """A small session; parts of the config replace those here."""
     given: dict[str, Any] = {
-        "sources": [{"type": "openephys", "name": "probe", "port": 5556, "http_port": None}],
+        "sources": [SOURCE],
         "responses": {"units": list(UNITS)},
         "phases": [{"agent": "evolve", "unit": "E01#0", "generations": 3}],
     }
@@ -96,9 +98,9 @@ def test_priority_switched_off_is_a_warning_and_asking_changes_nothing() -> None
 REWARD = {"output": "valve", "ul_per_s": 1000, "max_session_ml": 100}
 
 
-def valve(port: Path, reward: dict[str, Any] = REWARD) -> list[Result]:
+def valve(port: Path, reward: dict[str, Any] = REWARD, **parts: Any) -> list[Result]:
     out = [{"type": "parallel", "name": "valve", "port": str(port)}]
-    return list(outputs(config(outputs=out, reward=reward)))
+    return list(outputs(config(outputs=out, reward=reward, **parts)))
 
 
 def test_an_output_that_is_there_and_its_limits(tmp_path: Path) -> None:
@@ -124,6 +126,21 @@ def test_a_reward_that_reaches_its_limit(tmp_path: Path) -> None:
     assert "max_session_ml" in limits.remedy
 
 
+def test_a_rhythm_that_asks_for_more_reward_than_a_minute_allows(tmp_path: Path) -> None:
+    # 10 images of 0.2 s and a pause of 0.3 s, less the last image's own: 2.2 s a trial, 27.3 a minute, 2.7 s open.
+    reward, long = REWARD | {"max_per_minute_s": 2.0}, [{"agent": "evolve", "unit": "E01#0", "generations": 20}]
+    _, limits = valve(tmp_path / "port", reward)
+    assert limits.status == "ok", "15 trials, 1.5 s: the whole session is within the limit of a minute"
+    _, limits = valve(tmp_path / "port", reward, phases=long)
+    assert limits.status == "warn"
+    assert "only 20 of 27.3 trials a minute can be rewarded" in limits.message
+    assert "pulse_s to 0.0733 s" in limits.remedy
+    _, limits = valve(tmp_path / "port", reward | {"max_per_minute_s": 2.73}, phases=long)
+    assert limits.status == "ok", limits
+    _, limits = valve(tmp_path / "port", REWARD | {"max_session_ml": 0.55})
+    assert "rewards end after trial 5 of 15" in limits.message
+
+
 def test_messages_for_a_gui_that_is_not_there() -> None:
     port = free_ports()
     (result,) = outputs(config(outputs=[{"type": "openephys_messages", "http_port": port}]))
@@ -136,7 +153,12 @@ def test_messages_for_a_gui_that_is_not_there() -> None:
 
 
 def test_the_model_makes_real_batches_and_says_how_long_they_take() -> None:
-    result = warm_up(config(phases=[{"agent": "evolve", "unit": "E01#0"}, {"agent": "present", "count": 5}]))
+    settings = config(phases=[{"agent": "evolve", "unit": "E01#0"}, {"agent": "present", "count": 5}])
+    figures = warm_up(settings)
+    assert isinstance(figures, dict)
+    assert [len(phase["stimuli"]) for phase in figures["phases"]] == [6 + 1, 5 + 1], "references or pictures, a blank"
+    assert [len(phase["generated_luminance"]) for phase in figures["phases"]] == [40, 0]
+    result = judged(figures, settings)
     assert result.status == "ok", result
     assert "phase 1 (evolve)" in result.message
     assert "phase 2 (present)" in result.message
@@ -145,6 +167,7 @@ def test_the_model_makes_real_batches_and_says_how_long_they_take() -> None:
 
 def test_a_model_that_cannot_be_made_says_why() -> None:
     result = warm_up(config(phases=[{"agent": "present", "images": ["natural"], "count": 100_000}]))
+    assert isinstance(result, Result)
     assert result.status == "fail"
     assert "100000" in result.message
 
@@ -243,6 +266,7 @@ def test_a_rate_that_cannot_be_right_gives_no_map() -> None:
     result = the(judgement(sent(spiking(*UNITS), ppm=30_000.0)), "source probe clock")
     assert result.status == "fail"
     assert "1 %" in result.remedy
+    assert result.message == "samples come at 30900 Hz, and the device states 30000 Hz"
 
 
 @pytest.mark.parametrize(("age_s", "status"), [(0.3, "ok"), (1.2, "warn"), (2.5, "fail")])
@@ -297,7 +321,8 @@ def test_behaviour_without_the_gate_s_channel() -> None:
 
 # --- the photodiode ---------------------------------------------------------------------------------------------------
 
-FLASHES = [51 * S + k * 300_000_000 for k in range(12)]
+# Uneven, as the screen's own are.
+FLASHES = [51 * S + round(at * 1e9) for at in np.cumsum(np.random.default_rng(1).uniform(0.25, 0.5, 12))]
 
 
 def edges(lags_ms: list[float | None], line: int = 0, white_ms: float = 100.0, inverted: bool = False) -> EdgeBlock:
@@ -332,14 +357,51 @@ def test_flashes_that_come_back_give_the_lag() -> None:
         (edges([10.0] * 9 + [None] * 3), "fail", "9 of 12"),
         (edges([60.0] * 12, white_ms=40.0), "fail", "edge_tolerance_s"),
         (edges([10.0] * 12, inverted=True), "fail", "polarity"),
-        (edges([2.0, 14.0] * 6), "warn", "compositor"),
+        (edges([2.0, 7.0] * 6), "warn", "compositor"),
+        (edges([2.0, 14.0] * 6), "fail", "compositor"),
     ],
-    ids=["none", "other line", "some", "late", "inverted", "uneven"],
+    ids=["none", "other line", "some", "late", "inverted", "uneven", "very uneven"],
 )
 def test_what_can_be_wrong_with_the_photodiode(block: EdgeBlock, status: str, words: str) -> None:
     result = patch(block)
     assert result.status == status
     assert words in result.message + result.remedy
+
+
+def regular(hz: float, line: int = 0) -> EdgeBlock:
+    """A square wave from before the flashes to after them."""
+    at = np.arange(0.2, 5.9, 0.5 / hz)  # s after the first clock pair
+    samples = (1_000_000 + np.rint(at * RATE)).astype(np.int64)
+    return EdgeBlock(
+        source="probe", run=1, line=np.full(len(at), line, np.uint8), sample=samples, arrival_host_ns=samples,
+        state=(np.arange(len(at)) % 2 == 0).astype(np.uint8),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("hz", [2.0, 30.0, 60.0])
+def test_a_regular_line_is_refused_and_not_suggested(hz: float) -> None:
+    result = patch(regular(hz))
+    assert result.status == "fail", result
+    assert "edges unrelated to the 12 flashes" in result.message
+    assert "frame clock or a sync line?" in result.message
+    other = patch(regular(hz), settings=config(sources=[SOURCE | {"photodiode_line": 3}]))
+    assert other.status == "fail"
+    assert "unrelated to the flashes" in other.message
+    assert "set photodiode_line" not in other.remedy
+    assert "set photodiode_line: 5" in patch(regular(hz), edges([10.0] * 12, line=5)).remedy
+    assert patch(regular(hz, 3), edges([10.0] * 12)).status == "ok"
+
+
+@pytest.mark.parametrize("hz", [0.3, 0.5, 1.0, 2.0, 2.5, 2.7, 3.0, 3.3, 4.0, 5.0, 10.0, 30.0, 60.0, 120.0, 500.0])
+def test_no_regular_line_is_believed_at_any_phase(hz: float) -> None:
+    """With the flashes that the screen really makes: those of the seed."""
+    rng = np.random.default_rng(SEED)
+    steps = [round(float(rng.uniform(*BLACK_S)) * 60) / 60 + WHITE_S for _ in range(12)]
+    flashes = [51 * S + round(at * 1e9) for at in np.cumsum(steps)]
+    for phase_s in np.linspace(0, 1 / hz, 101):
+        line = 51 * S + (np.arange(-2, 8 * hz + 2) / hz + phase_s) * 1e9
+        assert not answer(flashes, line).believed, phase_s
+    assert answer(flashes, np.array(flashes) + 9e6).believed
 
 
 def test_a_flickering_backlight_makes_more_edges() -> None:
@@ -435,6 +497,8 @@ def test_the_command_prints_cures_and_fails_with_1(tmp_path: Path) -> None:
     assert len(failed) >= 3, done.stdout  # the source, the screen, the photodiode
     assert all(lines[k + 1].strip().startswith("cure: ") and len(lines[k + 1]) > 20 for k in failed)
     assert any("screen" in lines[k] for k in failed)
+    cure = next(lines[k + 1] for k in failed if "  screen: " in lines[k])
+    assert cure.count("xvfb-run") == 1
 
 
 @pytest.mark.display

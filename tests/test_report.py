@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rig.clockfit import figures, runs_of
 from rig.messages import (
+    ClockSample,
     Entry,
     Envelope,
     Fault,
@@ -134,16 +136,44 @@ def test_faults_and_missing_responses_are_told_in_words(folder: Path) -> None:
 
 
 def test_the_clock_statement_gives_the_drift(tmp_path: Path) -> None:
-    folder = made(tmp_path / "long", list(Synthetic(kind="present", generations=120).entries()))
+    long = list(Synthetic(kind="present", generations=120).entries())
+    folder = made(tmp_path / "long", long)
     write(folder)
-    found = re.search(r"Device probe ran about ([\d.]+) ppm faster than the host clock \(840 pairs", page(folder).words)
+    words = page(folder).words
+    said = r"Device probe ran ([\d.]+) ± ([\d.]+) ppm faster than the host clock .*840 pairs by arrival"
+    found = re.search(said, words)
     assert found
     assert float(found[1]) == pytest.approx(40, abs=1)  # 40 ppm were put in
+    assert "smallest message delay" in words
+    assert "by arrival: the quickest message of each stretch" in words
     with open_session(folder / "session.h5") as session:
-        (drift,) = session.drifts()
+        (drift,) = session.drifts
+        row = figures(runs_of(long)[0])
+        assert (drift.ppm, drift.range_ppm) == (row["drift_ppm"], row["drift_range_ppm"])  # what `stimloop clocks` says
+        assert float(found[1]) == pytest.approx(drift.ppm, abs=0.06)
+        assert float(found[2]) == pytest.approx(drift.range_ppm / 2, abs=0.06)
         assert drift.source == "probe"
         fall_ms = drift.offset_ms[0] - drift.offset_ms[-1]
         assert fall_ms == pytest.approx(40e-6 * 60e3 * drift.minutes[-1], abs=2)
+
+
+def test_round_trips_are_not_captioned_as_messages(tmp_path: Path) -> None:
+    """The same pairs as round trips: the drift of `stimloop clocks`, and no word of the smallest delay."""
+    asked = []
+    for entry in Synthetic(kind="present", generations=60).entries():
+        if isinstance(entry.document, ClockSample):
+            update = {"method": "round_trip", "round_trip_ns": 8_000_000}
+            entry = with_document(entry, entry.document.model_copy(update=update))
+        asked.append(entry)
+    folder = made(tmp_path / "asked", asked)
+    write(folder)
+    words = page(folder).words
+    assert "by round trip: the shortest one of each stretch" in words
+    assert "at most half the round trip" in words
+    assert "smallest message delay" not in words
+    with open_session(folder / "session.h5") as session:
+        (drift,) = session.drifts
+        assert drift.ppm == figures(runs_of(asked)[0])["drift_ppm"]
 
 
 def test_the_config_is_there_verbatim_and_harmless(entries: list[Entry], tmp_path: Path) -> None:

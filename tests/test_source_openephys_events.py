@@ -75,6 +75,10 @@ GOOD: dict[str, Any] = json.loads(spike_message("s", RATE, "E", 0, 5, WAVE)[1])
         ([b"\x01\x00", json.dumps(GOOD | {"sample_number": -1}).encode()], "sample_number"),
         ([b"\x01\x00", json.dumps(GOOD | {"sample_number": 1.5}).encode()], "sample_number"),
         ([b"\x01\x00", json.dumps(GOOD | {"sample_rate": 0}).encode()], "sample_rate"),
+        ([b"\x01\x00", json.dumps(GOOD | {"sample_rate": 1e-300}).encode()], "sample_rate"),
+        ([b"\x01\x00", json.dumps(GOOD | {"sample_rate": 10**400}).encode()], "sample_rate"),
+        ([b"\x01\x00", json.dumps(GOOD | {"sample_rate": True}).encode()], "sample_rate"),
+        ([b"\x01\x00", json.dumps(GOOD | {"electrode": "E\ud800"}).encode()], "electrode"),
         ([b"\x01\x00", json.dumps(GOOD | {"stream": None}).encode()], "stream"),
         ([b"\x01\x00", json.dumps(GOOD | {"sorted_id": 70_000}).encode()], "sorted_id"),
         ([b"\x00\x00", json.dumps(GOOD | {"event_type": "ttl", "line": 64, "state": True}).encode()], "line"),
@@ -140,10 +144,38 @@ def test_time_vouches_while_events_keep_coming() -> None:
     for _ in range(60):
         device.block([690])
     assert device.behind_s < 0.25
-    for _ in range(20):  # 0.46 s without an event: the watermark goes on
-        device.block([])
-    assert 0.14 + 0.05 <= device.behind_s < 0.25
+    for _ in range(10):
+        device.block([690])
+        assert 0.14 <= device.behind_s < 0.25
     assert device.whats() == []
+
+
+def test_time_vouches_only_up_to_the_last_arrival() -> None:
+    """A cable that is pulled looks like silent neurons: what was sent since the last event may be lost."""
+    device = Device()
+    for _ in range(60):
+        device.block([690])
+    held, cut = device.ledger.watermark, device.first
+    for _ in range(40):
+        device.block([])  # nothing comes, whatever is sent
+        assert device.ledger.watermark == held < cut
+    device.ledger.broken(device.now)
+    for _ in range(10):
+        device.block([690])
+    gaps = [g for c in device.all(Continuity) for g in c.gaps]
+    assert gaps[-1].first_sample == held
+    assert gaps[-1].end_sample > device.first - 10 * N
+
+
+def test_the_end_forgets_no_fault() -> None:
+    device = Device()
+    device.block([10])
+    device.ledger.faults.note("message refused", "one", "not used")
+    device.look()
+    device.ledger.faults.note("message refused", "two", "not used")
+    device.documents += device.ledger.finish(device.now)
+    assert [f.detail for f in device.all(Fault)] == ["one", "two"]
+    assert isinstance(device.documents[-1], Continuity)
 
 
 def test_time_never_vouches_for_an_event_that_comes_in_its_time() -> None:

@@ -1,6 +1,7 @@
 """The sources of the open wires on real sockets: against the animal's publishers and their faults, against nobody."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from rig.animal.spikes_publisher import SpikesPublisher
 from rig.animal.traces_publisher import TracesPublisher
 from rig.animal.wire import Block, WireError
 from rig.animal.zmq_bridge import EVERY_S, SWITCHES, BridgeFaults, Schedule
+from rig.bus import Peer
 from rig.clock import HostClock
 from rig.config_sources import CalciumSimulation, SpikesWireSource, TracesWireSource, WireFaults
 from rig.messages import (
@@ -25,7 +27,9 @@ from rig.messages import (
     UnitList,
 )
 from rig.sources import spikes_zmq, traces_zmq
-from tests.collector import Collector, Running, free_ports
+from rig.sources.zmq_feed import BATCH
+from rig.sources.zmq_parse import MAX_ARRAY_BYTES
+from tests.collector import Collector, Flag, Running, free_ports
 
 UNITS = tuple(f"E{k:02d}#0" for k in range(1, 9))
 RATE = 30_000.0
@@ -305,6 +309,43 @@ def test_garbage_is_refused_and_counted_and_the_source_goes_on(bridge: Raw) -> N
         collector.until(lambda: {"message refused", "clock reply refused"} <= set(faults(collector)), each=good)
         collector.until(lambda: any("more of this kind" in f.detail for f in collector.all(Fault)), each=good)
     assert running.code == 0
+
+
+def test_a_message_over_the_limit_does_not_make_the_source_deaf(bridge: Raw) -> None:
+    collector, number = Collector(), iter(range(1, 10_000))
+
+    def good() -> None:
+        bridge.turn(header(next(number)), b"")
+
+    with start(collector, "spikes", bridge.port) as running:
+        collector.until(lambda: running.ready, each=good)
+        bridge.turn(header(next(number)), b"\0" * (MAX_ARRAY_BYTES + 16))
+        collector.until(lambda: collector.all(Continuity)[-1].lost_messages, each=good)
+        seen = collector.all(Continuity)[-1].messages
+        collector.until(lambda: collector.all(Continuity)[-1].messages > seen + 20, each=good)
+        assert "messages lost" in faults(collector)
+    assert running.code == 0
+
+
+def test_what_is_queued_at_the_end_is_read(bridge: Raw) -> None:
+    collector, number, pause = Collector(), iter(range(1, 100_000)), threading.Event()
+
+    def filled(peer: Peer, stop: Flag, say: Callable[..., None]) -> spikes_zmq.SpikesWire:
+        """Return a source that is told to stop while more than one batch waits in its queue."""
+        source = SpikesWireSource(name="probe", port=bridge.port)
+        wire = spikes_zmq.SpikesWire(source, peer, HostClock(), stop, say)
+        while not (waiting := wire._feed._inbox.waiting) or waiting < 3 * BATCH:
+            for _ in range(100 if waiting else 1):
+                bridge.turn(header(next(number)), b"")
+            pause.wait(0.002)
+        stop.set()
+        return wire
+
+    with Running(collector, filled) as running:
+        collector.until(lambda: running.over)
+    assert running.code == 0
+    collector.until(lambda: collector.all(Continuity) and collector.all(Continuity)[-1].messages >= 3 * BATCH)
+    assert collector.all(Continuity)[-1].lost_messages == 0
 
 
 def failed(kind: str, port: int, each: Callable[[], object] | None = None) -> tuple[str, str]:

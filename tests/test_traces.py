@@ -149,7 +149,59 @@ def test_forgotten_rows_are_gone_and_the_others_stay() -> None:
     np.testing.assert_array_equal(fold.values(10_000, 12_000), counts[10:12].sum(axis=0))
 
 
+def test_a_sum_is_that_of_the_time_of_the_window_and_not_of_the_rows_that_fell_into_it() -> None:
+    fold = TraceFold(COUNTS, UNITS)
+    fold.take(unit_list(offset=np.array([0.0, 0.02, 0.0])), RATE_HZ)  # b is scanned 600 samples later
+    fold.take(block(np.ones((30, 3))), RATE_HZ)
+    # 2.4 rows long: at this phase two rows of a and c lie in it, and three of b
+    np.testing.assert_allclose(fold.values(9100, 11_500), [2.4, 2.4, 2.4])
+    np.testing.assert_allclose(fold.values(9500, 11_900), [2.4, 2.4, 2.4])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_jitter_of_the_time_stamps_does_not_scale_the_sums(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sample = PERIOD * np.arange(3000) + rng.integers(-100, 101, 3000)
+    fold = TraceFold(COUNTS, UNITS)
+    fold.take(unit_list(), RATE_HZ)
+    fold.take(block(np.ones((3000, 3)), sample=sample), RATE_HZ)
+    got = np.array([fold.values(a - 500, a + 4500)[0] for a in range(1_000_000, 2_900_000, 20_000)])
+    np.testing.assert_allclose(got, 5.0, rtol=3e-4)  # the period is known to 100 / 1e6
+
+
+def test_a_window_between_two_frames_has_no_value_and_says_so() -> None:
+    fold, _ = counting()
+    assert np.isnan(fold.values(5100, 5900)).all()
+    assert fold.why_missing(5100, 5900) == "no frame lies in its window"
+
+
+def test_a_window_of_less_than_two_frames_is_too_short_once_the_period_is_known() -> None:
+    fold = TraceFold(COUNTS, UNITS)
+    fold.take(unit_list(), RATE_HZ)
+    fold.take(block(np.ones((8, 3))), RATE_HZ)
+    assert fold.too_short((0.05, 0.1)) == ""
+    fold.take(block(np.ones((1, 3)), first=8), RATE_HZ)
+    assert fold.too_short((0.05, 0.1)) == (
+        "(0.05 to 0.1 s) is 50 ms long, and a bin lasts 33.3 ms; lengthen it to 2 bins, 0.0667 s, or more"
+    )
+    assert fold.too_short((0.05, 0.1167)) == ""
+
+
 # --- fluorescence
+
+
+def test_events_of_windows_of_any_length_have_the_same_rate_at_a_slow_frame_rate() -> None:
+    """At 6 Hz and constant activity a baseline of 0.35 s must expect what a window of 0.5 s holds."""
+    microscope, frames, _, _ = recording(240, units=40, frame_hz=6.0)
+    fold, said = processed(calcium_source(neuropil=0.7), microscope, frames)
+    assert said == []
+    onsets = np.arange(20.0, 230.0, 0.37) * RATE_HZ
+    early, late = (
+        np.array([fold.values(int(t + a * RATE_HZ), int(t + b * RATE_HZ)).mean() / (b - a) for t in onsets])
+        for a, b in ((-0.35, 0.0), (0.05, 0.55))
+    )
+    assert np.isfinite([early, late]).all()
+    assert early.mean() == pytest.approx(late.mean(), rel=0.02)
 
 
 def recording(

@@ -14,6 +14,7 @@ from rig.messages import (
     Proposal,
     TrialIntent,
 )
+from stimuli.limits import mean_luminance
 from stimuli.spec import LatentImage, Stimulus
 from tests.test_session import MS, Bench, config_text, proposal
 
@@ -220,3 +221,49 @@ def test_gaze_that_ends_in_a_trial_withholds_its_reward_and_says_so() -> None:
     silent.run(12_000)
     assert rewards(silent) == [0]
     assert [f.what for f in silent.line.of(Fault) if "reward" in f.what] == ["reward withheld"]
+
+
+def test_a_refusal_names_the_luminance_of_the_frame_and_is_told_with_the_presentation() -> None:
+    bench = Bench(images=6)
+    asked = bright(0, bench.config)
+    bench.line.give(0, asked)
+    bench.run(2500)
+    for p in bench.presented:
+        assert bool(p.refused) == (not p.complete)
+    refused = [p for p in bench.presented if p.refused]
+    frames = {s.id: np.array(asked.frames[k]) for k, s in enumerate(asked.stimuli)}
+    for p in refused:
+        level = mean_luminance(frames[p.stimulus_id])
+        grey = bench.frames.grey.luminance
+        assert level > grey + 0.15
+        assert f"mean luminance is {level:.2f} of white, the background's {grey:.2f}" in p.refused
+
+
+def waits(bench: Bench) -> list[Fault]:
+    return [f for f in bench.line.of(Fault) if f.what == "no fixation"]
+
+
+def test_each_long_wait_for_fixation_is_said_once_with_gaze_and_window() -> None:
+    bench = gated("trial")
+    Eye(bench, 40_000, outside_ms=(0, 34_000), silent_ms=34_500)  # the second trial waits for an eye that is not seen
+    bench.proposal(0, final=True)
+    bench.run(70_000)
+    assert len(bench.presented) == 3
+    away, gone = waits(bench)
+    assert "for 30 s" in away.detail
+    assert "gaze at (9.0, 0.0) deg, window (0, 0) r 2" in away.detail
+    assert away.since_host_ns is not None
+    assert 0 <= away.since_host_ns - bench.start_ns < 400 * MS
+    assert "gaze not seen, window (0, 0) r 2" in gone.detail
+    assert gone.since_host_ns is not None
+    # the 0.3 s between trials are no wait
+    assert gone.since_host_ns - bench.presented[-1].offset_flip_host_ns >= 270 * MS
+
+
+def test_a_short_wait_is_no_fault() -> None:
+    bench = gated("trial")
+    Eye(bench, 35_000, outside_ms=(0, 29_000))
+    bench.proposal(0, final=True)
+    bench.run(35_000)
+    assert len(bench.presented) == 6
+    assert waits(bench) == []

@@ -498,6 +498,106 @@ def test_without_edges_the_uncertainty_covers_the_spread_of_the_lags() -> None:
         assert error_ns <= last.onset_uncertainty_ns
 
 
+def far_edges(d: Device, first: int, count: int, lag: int, start: int = 90_000) -> None:
+    """Show presentations every 0.3 s whose edges come `lag` samples after the flip."""
+    for k in range(first, first + count):
+        d.clock(start + 9000 * k, start + 9000 * (k + 1))
+        d.show(k, start + 9000 * k)
+        d.edge(start + 9000 * k + lag)
+        d.advance(start + 9000 * k + 8900)
+
+
+def flip_errors(d: Device, lag: int, start: int = 90_000) -> list[tuple[float, int]]:
+    """Return error and bound, ns, of each onset that was taken from the flip stamp."""
+    found = []
+    for r in d.responses:
+        if r.onset_source == "flip":
+            assert r.onset_sample is not None
+            assert r.onset_uncertainty_ns is not None
+            true = start + 9000 * r.presentation + lag
+            found.append((abs(r.onset_sample - true) * 1e9 / RATE, r.onset_uncertainty_ns))
+    return found
+
+
+def test_edges_at_another_lag_are_followed_after_five_and_said_and_until_then_the_bound_holds_them() -> None:
+    d = device()
+    far_edges(d, 0, 10, 300)
+    far_edges(d, 10, 12, 2400)  # 80 ms after the flip, 70 ms from where they were: further than the tolerance
+    assert [r.onset_source for r in d.responses] == ["photodiode"] * 10 + ["flip"] * 5 + ["photodiode"] * 7
+    assert all(r.onset_sample == 90_000 + 9000 * k + 2400 for k, r in enumerate(d.responses) if k >= 15)
+    errors = flip_errors(d, 2400)
+    assert len(errors) == 5
+    assert all(69e6 < error <= stated < 75e6 for error, stated in errors)
+    (said,) = [f for f in d.out if isinstance(f, Fault) and f.what == "photodiode pairing re-acquired"]
+    assert said.presentations == (10, 11, 12, 13, 14)
+    assert "the lag of 10.0 ms and one edge each at 80.0 ms" in said.detail
+
+
+def test_edges_at_no_constant_lag_are_not_followed() -> None:
+    d = device()
+    far_edges(d, 0, 10, 300)
+    for k in range(10, 25):
+        far_edges(d, k, 1, 1600 if k % 2 else 2700)  # 43 ms and 80 ms from where they should be
+    assert [r.onset_source for r in d.responses[10:]] == ["flip"] * 15
+    assert "photodiode pairing re-acquired" not in d.faults
+    errors = [flip_errors(d, lag) for lag in (1600, 2700)]
+    assert all(errors[k % 2 == 0][k - 10][0] <= errors[0][k - 10][1] for k in range(10, 25))
+
+
+def test_two_free_edges_leave_open_which_one_to_follow() -> None:
+    d = device()
+    far_edges(d, 0, 10, 300)
+    for k in range(10, 20):
+        d.edge(90_000 + 9000 * k + 2900)
+        far_edges(d, k, 1, 2400)
+    assert [r.onset_source for r in d.responses[10:]] == ["flip"] * 10
+    assert "photodiode pairing re-acquired" not in d.faults
+
+
+def round_trips(d: Device, first: int, last: int, shift: int) -> None:
+    """Send a round trip every 50 ms; host time is that of `shift` samples later."""
+    for sample in range(first, last, 1500):
+        asked = {"device_sample": sample, "pair_host_ns": ns(sample + shift), "round_trip_ns": 100_000}
+        d.take(ClockSample.model_validate({"source": "probe", "run": 0, "method": "round_trip"} | asked))
+
+
+@pytest.mark.parametrize("shift", [0, 600, -600])
+@pytest.mark.parametrize("kind", ["step", "better pairs"])
+def test_when_the_clock_map_steps_or_moves_its_lags_are_void_and_the_bound_says_so(kind: str, shift: int) -> None:
+    """The device drops 20 ms and counts on; or round trips show that the arrivals' map was 20 ms off."""
+    d = device()
+    if kind == "step":
+        round_trips(d, 0, 181_500, 0)
+    far_edges(d, 0, 10, 300)
+    round_trips(d, 181_500, 240_000, shift)
+    assert bool(d.fold._clockmap.steps_host_ns) == (kind == "step" and shift != 0)
+    d.show(10, 225_000)  # no edge
+    d.advance(240_000)
+    (r,) = d.responses[10:]
+    assert r.onset_source == "flip"
+    assert r.onset_uncertainty_ns is not None
+    # Without a lag the config's stands, as good as the tolerance; with one, half a frame.
+    assert (r.onset_uncertainty_ns > 40_000_000) == (shift != 0)
+    assert (r.onset_uncertainty_ns < 12_000_000) == (shift == 0)
+
+
+def test_no_lag_is_learnt_from_a_poor_map() -> None:
+    d = Device(WindowFold(parse(CONFIG % ("0", 0.0, "none"))))
+    d.advance(0)
+    late = np.random.default_rng(1).uniform(0, 30_000_000, 8)  # arrivals over 2 s, some 30 ms late
+    for k, late_ns in enumerate(late):
+        sample = 7500 * k
+        d.take(ClockSample(source="probe", run=0, device_sample=sample, pair_host_ns=ns(sample) + int(late_ns)))
+    d.show(0, 45_000)
+    d.edge(45_300)
+    d.show(1, 54_000)  # no edge
+    d.advance(60_000)
+    first, second = d.responses
+    assert (first.onset_source, second.onset_source) == ("photodiode", "flip")
+    assert second.onset_uncertainty_ns is not None
+    assert second.onset_uncertainty_ns > 50_000_000  # the tolerance and the map's bound
+
+
 def test_an_edge_that_was_judged_before_its_response_could_be_measured_is_still_its_own() -> None:
     text = COUNTS.replace("lsl_counts", "lsl_calcium") % ("0, calcium: {lag_s: 3, neuropil: 0}", "none")
     d = Device(WindowFold(parse(text)))

@@ -35,6 +35,7 @@ from rig.sources.zmq_parse import (
 RATE = 30_000
 STEP = 750
 MS = 1_000_000
+AHEAD = 2000  # spikes of the bridge here are newer than `through` by fewer samples
 
 
 class Desk:
@@ -84,7 +85,7 @@ class Desk:
 def spikes(number: int, rows: Any = (), **changes: Any) -> SpikesMessage | Refusal:
     fields = {
         "wire": "spikes", "version": 1, "run": "r1", "number": number, "rate_hz": RATE, "list": 0,
-        "units": ["A", "B", "C"], "through": STEP * number,
+        "units": ["A", "B", "C"], "through": STEP * number, "ahead": AHEAD,
     }  # fmt: skip
     fields = {k: v for k, v in {**fields, **changes}.items() if v is not ...}
     array = np.array(rows, dtype="<i8").reshape(-1, 2).tobytes()
@@ -144,16 +145,21 @@ def test_spikes_and_edges_come_out_by_name() -> None:
 
 def test_a_lost_message_is_a_gap_from_the_watermark_before_it() -> None:
     desk = joined().take(spikes(7))
-    assert desk.gaps()[1:] == [Gap(first_sample=4 * STEP, end_sample=7 * STEP, messages=2)]
+    assert desk.gaps()[1:] == [Gap(first_sample=4 * STEP, end_sample=7 * STEP + AHEAD, messages=2)]
     assert (desk.last.lost_messages, desk.faults()) == (2, ["messages lost"])
     assert "2 messages between numbers 4 and 7" in desk.all(Fault)[0].detail
 
 
-def test_spikes_that_run_ahead_widen_the_gap() -> None:
-    """A lost message may have held spikes as far ahead of `through` as others of the run did."""
-    desk = joined().take(spikes(5, [[0, 5 * STEP + 299]]))
-    desk.take(spikes(7))
-    assert desk.gaps()[1:] == [Gap(first_sample=5 * STEP, end_sample=7 * STEP + 300, messages=1)]
+@pytest.mark.parametrize(("ahead", "wider"), [(6001, 6001), (0, 0), (..., RATE + 1)])
+def test_spikes_that_run_ahead_widen_the_gap(ahead: Any, wider: int) -> None:
+    """A lost message may have held spikes as far ahead of `through` as the bridge states, or as the wire allows."""
+    desk = joined().take(spikes(5, [[0, 5 * STEP - 1]], ahead=ahead))
+    lost = spikes(6, [[0, 6 * STEP + wider - 1]], ahead=ahead)
+    assert not isinstance(lost, Refusal)
+    desk.take(spikes(7, ahead=ahead))
+    (gap,) = desk.gaps()[1:]
+    assert gap == Gap(first_sample=5 * STEP, end_sample=7 * STEP + wider, messages=1)
+    assert gap.first_sample <= lost.sample[0] < gap.end_sample
 
 
 def test_a_lost_tail_shows_in_the_clock_s_answer() -> None:
@@ -163,7 +169,7 @@ def test_a_lost_tail_shows_in_the_clock_s_answer() -> None:
     assert (desk.last.lost_messages, desk.last.watermark_sample) == (5, 4 * STEP)
     assert "5 messages after number 4" in desk.all(Fault)[0].detail
     desk.take(spikes(10))
-    assert desk.gaps()[1:] == [Gap(first_sample=4 * STEP, end_sample=10 * STEP, messages=5)]
+    assert desk.gaps()[1:] == [Gap(first_sample=4 * STEP, end_sample=10 * STEP + AHEAD, messages=5)]
     assert desk.last.lost_messages == 5
     assert desk.faults().count("messages lost") == 1
 
@@ -202,7 +208,8 @@ def test_what_cannot_be_the_same_run_begins_a_new_one(message: SpikesMessage, wh
     assert desk.last.watermark_sample == message.head.through
     through = message.head.through
     assert through is not None
-    assert desk.gaps() == ([Gap(first_sample=0, end_sample=through, messages=lost)] if through else [])
+    end = through + (AHEAD if lost else 0)
+    assert desk.gaps() == ([Gap(first_sample=0, end_sample=end, messages=lost)] if end else [])
     assert [u.run for u in desk.all(UnitList)] == [100, 101]
 
 
@@ -222,6 +229,15 @@ def test_a_changed_unit_list_is_told_with_its_names() -> None:
     assert "kept the number 1" in desk.all(Fault)[1].detail
 
 
+def test_the_same_names_under_another_number_are_no_change() -> None:
+    desk = joined()
+    for number in range(5, 40):
+        desk.take(spikes(number, [[1, number * STEP - 1]], list=number))
+    assert len(desk.all(UnitList)) == 1
+    assert {b.units for b in desk.all(SpikeBlock)} == {("B",)}
+    assert (desk.faults(), len(desk.all(SpikeBlock))) == ([], 35)
+
+
 def test_units_of_an_unknown_list_are_not_guessed() -> None:
     desk = Desk(Spikes("probe")).take(spikes(1, [[0, 10]], units=...)).take(spikes(2, [[0, 800]]))
     assert [b.sample.tolist() for b in desk.all(SpikeBlock)] == [[800]]
@@ -229,7 +245,7 @@ def test_units_of_an_unknown_list_are_not_guessed() -> None:
     assert desk.faults() == []  # that is how every late joiner begins
     desk.take(spikes(3, [[0, 3 * STEP - 1]], list=1, units=...)).take(spikes(4, list=1))
     assert len(desk.all(SpikeBlock)) == 1
-    assert desk.gaps()[1:] == [Gap(first_sample=2 * STEP, end_sample=4 * STEP, messages=1)]
+    assert desk.gaps()[1:] == [Gap(first_sample=2 * STEP, end_sample=4 * STEP + AHEAD, messages=1)]
     assert "list 1, which was not sent yet" in desk.all(Fault)[0].detail
 
 
@@ -252,6 +268,108 @@ def test_silence_is_told_and_ends() -> None:
     assert (desk.last.state, desk.faults()[-1]) == ("offline", "device offline")
     desk.take(spikes(5))
     assert (desk.last.state, desk.last.lost_messages) == ("streaming", 0)
+
+
+def test_the_end_tells_what_is_lost_and_forgets_no_fault() -> None:
+    desk = joined().take(spikes(6)).take(spikes(8)).reply(11, 11 * STEP).wait(TAIL_GRACE_NS)
+    assert desk.faults().count("messages lost") == 1  # the others wait their second
+    desk.documents += desk.ledger.finish(desk.contents, desk.now_ns)
+    details = [f.detail + str(f.detail.count("more of this kind")) for f in desk.all(Fault)]
+    assert any("between numbers 6 and 8" in d and "3 messages after number 8" in d for d in details)
+    assert desk.gaps()[-1].messages == 3
+    assert desk.gaps()[-1].first_sample == desk.gaps()[-2].end_sample
+    assert desk.gaps()[-1].end_sample >= 11 * STEP + AHEAD
+    assert isinstance(desk.documents[-1], Continuity)
+
+
+def test_an_ordinary_end_has_nothing_to_tell() -> None:
+    desk = joined()
+    desk.documents += desk.ledger.finish(desk.contents, desk.now_ns)
+    assert (desk.faults(), desk.gaps()[1:]) == ([], [])
+
+
+# --- against the host's clock -----------------------------------------------------------------------------------------
+
+
+def stream(desk: Desk, numbers: range, still_s: float = 0.0, clock: bool = False) -> list[int]:
+    """Take a message each 25 ms, four replies a second; return the watermark after each."""
+    desk.now_ns += round(still_s * 1e9)
+    marks = []
+    for number in numbers:
+        desk.take(spikes(number))
+        if clock and number % 10 == 0:
+            desk.reply(number, number * STEP)
+        desk.wait(0)
+        marks.append(desk.ledger.watermark)
+    return marks
+
+
+@pytest.mark.parametrize("clock", [False, True])
+@pytest.mark.parametrize("still_s", [0.3, 1.0, 3.0])
+def test_a_counter_that_stood_still_is_a_new_run_and_nothing_is_vouched_for_until_then(
+    still_s: float, clock: bool
+) -> None:
+    desk = Desk(Spikes("probe"))
+    stream(desk, range(1, 400), clock=clock)
+    held = desk.ledger.watermark
+    marks = stream(desk, range(400, 500), still_s, clock)
+    (old,) = {c.watermark_sample for c in desk.all(Continuity) if c.run == 100 and c.watermark_sample >= held}
+    assert old == held
+    assert desk.ledger.run == 101
+    assert (marks[-1], desk.faults().count("samples left the clock")) == (499 * STEP, 1)
+    late = [p for p in desk.all(ClockSample) if p.run == 100 and p.pair_host_ns > desk.now_ns - 100 * 25 * MS]
+    assert late == []
+
+
+@pytest.mark.parametrize("clock", [False, True])
+def test_a_counter_that_jumps_ahead_is_a_new_run(clock: bool) -> None:
+    desk = Desk(Spikes("probe"))
+    stream(desk, range(1, 400), clock=clock)
+    for number in range(400, 460):
+        desk.take(spikes(number, through=(number + 1000) * STEP))
+        if clock and number % 10 == 0:
+            desk.reply(number, (number + 1000) * STEP)
+        assert desk.ledger.run == 101 or desk.ledger.watermark == 399 * STEP
+    assert desk.ledger.run == 101
+    assert "jumped ahead" in next(f.detail for f in desk.all(Fault) if f.what == "samples left the clock")
+
+
+def test_data_that_come_later_from_now_on_are_no_new_run_where_the_clock_tells_the_time() -> None:
+    desk = Desk(Spikes("probe"))
+    stream(desk, range(1, 400), clock=True)
+    for number in range(400, 600):  # all 0.8 s late: a sorter that takes longer
+        desk.take(spikes(number, through=max(number - 32, 399) * STEP))
+        if number % 10 == 0:
+            desk.reply(number, number * STEP)
+    assert (desk.ledger.run, desk.faults()) == (100, [])
+    assert desk.ledger.watermark >= (599 - 32 - 10) * STEP
+    for number in range(600, 700):  # and in time again
+        desk.take(spikes(number)).reply(number, number * STEP)
+    assert (desk.ledger.run, desk.faults(), desk.ledger.watermark) == (100, [], 699 * STEP)
+
+
+def test_a_backlog_is_waited_for() -> None:
+    desk = Desk(Spikes("probe"))
+    stream(desk, range(1, 400))
+    desk.now_ns += 500 * MS
+    for number in range(400, 420):
+        desk.take(spikes(number))
+        desk.now_ns -= 25 * MS
+        if number < 413:
+            assert desk.ledger.watermark == 399 * STEP
+    assert (desk.ledger.run, desk.ledger.watermark) == (100, 419 * STEP)
+
+
+def test_a_device_that_pauses_is_one_new_run_however_long_its_bridge_goes_on() -> None:
+    desk = Desk(Spikes("probe"))
+    stream(desk, range(1, 400), clock=True)
+    for number in range(400, 1000):
+        desk.take(spikes(number, through=399 * STEP)).reply(number, 399 * STEP)
+    assert desk.ledger.run == 100
+    for number in range(1000, 1100):
+        desk.take(spikes(number, through=(number - 600) * STEP)).reply(number, (number - 600) * STEP)
+    assert desk.ledger.run == 101
+    assert desk.ledger.watermark == 499 * STEP
 
 
 # --- clock ------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from rig.config_part import Part
 from rig.config_sources import SourceName
 from rig.messages import Continuity, Document, Gap
 from rig.sources.columns import ClockPairs, Columns, Faults
-from rig.sources.openephys import Stopping
+from rig.sources.stopping import Stopping
 
 PERIOD_S = 0.025  # documents go out 40 times a second
 SILENT_NS = 500_000_000

@@ -43,7 +43,7 @@ class Evolve:
         self.phase, self.phase_index, self.unit = phase, phase_index, unit
         self.generator, self.references = generator, references
         self._ga = XDreamGA(settings, generator.start(settings.population, rng), rng)
-        self._ledger = Ledger(units)
+        self._ledger = Ledger(units, unit)
         self._generation = -1
         self._ids: tuple[str, ...] = ()
         self._parents: tuple[tuple[str, ...], ...] = ()
@@ -62,9 +62,9 @@ class Evolve:
     def tell(self, told: Sequence[Told]) -> None:
         """Take outcomes. A candidate counts while its generation is open; if missing it comes again unchanged."""
         for row, in_main in self._ledger.take(told):
-            rate = np.nan if row.rate_hz is None else float(row.rate_hz[self.unit])
-            if np.isnan(rate):
+            if row.rate_hz is None:
                 continue
+            rate = float(row.rate_hz[self.unit])
             if in_main and row.role == "candidate":
                 self._scores[self._ids.index(row.stimulus_id)] = rate
             elif row.role in ("reference", "reshow"):

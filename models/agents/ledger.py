@@ -1,10 +1,12 @@
 """What was told about which planned presentation: sorts late, missing, repeated and out-of-order rows for an agent.
 
 Used by all agents. A row counts once per planned presentation; a usable row that comes after a missing one for the
-same presentation still counts. Rows of earlier proposals are accepted at any time.
+same presentation still counts. Rows of earlier proposals are accepted at any time. A usable row without a value (NaN)
+for the unit that the agent needs is a missing one: the unit was not there, or its frames were lost.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,9 @@ from models.agents.types import Batch, Told
 class Ledger:
     """Book of the planned presentations of one agent."""
 
-    def __init__(self, units: int) -> None:
-        """Responses have `units` rates."""
-        self._units = units
+    def __init__(self, units: int, unit: int | None = None) -> None:
+        """Responses have `units` rates. `unit`: the one without which a row is missing; None: any of them will do."""
+        self._units, self._unit = units, unit
         self._current: int | None = None  # number of the open proposal, known from its first row
         self._closed = -1  # highest number of an earlier proposal
         self._plan: list[tuple[str, str]] = []  # (role, stimulus id) of each slot of the open proposal
@@ -59,8 +61,9 @@ class Ledger:
     def take(self, told: Sequence[Told]) -> list[tuple[Told, bool]]:
         """Return the rows that are news, each with whether it is of the open proposal's main part.
 
-        Rows without a slot (fallback images) are no part of a plan and are left out. Raises ValueError, before
-        anything is changed, for a row that fits no plan.
+        A row in which what the agent needs has no value is returned as missing, with `rate_hz` None. Rows without a
+        slot (fallback images) are no part of a plan and are left out. Raises ValueError, before anything is changed,
+        for a row that fits no plan.
         """
         rows = [row for row in told if row.slot >= 0]
         current = self._current
@@ -68,7 +71,7 @@ class Ledger:
             current = self._check(row, current)
         self._current = current
         out = []
-        for row in rows:
+        for row in map(self._known, rows):
             bit = 1 << row.slot
             any_row, usable = self._told.get(row.proposal, (0, 0))
             news = not usable & bit if row.rate_hz is not None else not any_row & bit
@@ -76,6 +79,14 @@ class Ledger:
             if news:
                 out.append((row, row.proposal == current and row.slot < self._tail_from))
         return out
+
+    def _known(self, row: Told) -> Told:
+        """Return the row, or a missing one if what the agent needs has no value in it."""
+        if row.rate_hz is None:
+            return row
+        known = np.isfinite(row.rate_hz)
+        there = known.any() if self._unit is None else known[self._unit]
+        return row if there else replace(row, rate_hz=None)
 
     def _check(self, row: Told, current: int | None) -> int | None:
         """Return the number of the open proposal after seeing `row`; raise ValueError where it fits no plan."""

@@ -1,7 +1,9 @@
 """The present agent: shows a fixed set of stimuli, blocked and randomised, with repeats.
 
 A batch is one block: every stimulus once, in a fresh random order, among blanks. Stimuli whose response is missing
-are shown again in a later block. The next block is asked for in the middle of a block, so that it is there in time.
+are shown again in a later block. A response with a value for some of the units counts for those, and is not shown
+again: one unit that is gone must not cost the others the session. The next block is asked for in the middle of a
+block, so that it is there in time.
 """
 
 import copy
@@ -59,7 +61,7 @@ class Present:
             k = self._ids.get(row.stimulus_id, len(self.stimuli))
             if row.rate_hz is not None:
                 self._count[k] += 1
-                known = np.isfinite(row.rate_hz)  # a unit that was never seen has no rate
+                known = np.isfinite(row.rate_hz)  # for a unit that was not there it is no repeat
                 self._sum[k, known] += row.rate_hz[known]
                 self._known[k] += known
             else:
@@ -71,10 +73,13 @@ class Present:
         """Return figures over the blocks told so far; rates are means over all units, spikes/s.
 
         best and mean: the stimulus with the highest mean, and the mean over stimuli; blank: mean over blanks; usable
-        and missing: presentations. Figures without data are left out.
+        and missing: presentations; least_of_a_unit: usable presentations of the unit that has a value in the fewest,
+        told if that is not all of them. Figures without data are left out.
         """
         out = {"generation": float(max(self._block, 0)), "missing": float(self._missing)}
         out["usable"] = float(self._count.sum())
+        if (least := float(self._known.sum(axis=0).min())) < out["usable"]:
+            out["least_of_a_unit"] = least
         each = self._sum / np.maximum(self._known, 1)
         units = (self._known > 0).sum(axis=1)
         rates = each.sum(axis=1) / np.maximum(units, 1)

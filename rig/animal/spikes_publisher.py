@@ -64,6 +64,7 @@ class SpikesPublisher:
             "rate_hz": self._rate_hz,
             "list": self._list,
             "through": max(end - offset - BEHIND * self._quirks, 0),
+            "ahead": BEHIND * self._quirks,
             "edges": [[line, state, sample - offset] for line, state, sample in block.edges],
         }
         if changed or self._messages % LIST_EVERY == 0:

@@ -73,6 +73,7 @@ def _serve(outputs: Outputs, peer: Peer, stop: child.Stop) -> None:
         for entry in peer.poll(BUSY_WAIT_S if outputs.busy else IDLE_WAIT_S):
             outputs.take(entry)
         outputs.step(bool(stop), stop.orphaned)
+    outputs.close()
 
 
 if __name__ == "__main__":

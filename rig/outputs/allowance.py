@@ -28,25 +28,25 @@ class Allowance:
         """Volume of an open time by the calibration, uL."""
         return open_s * self._reward.ul_per_s
 
-    def refusal(self, length_s: float, now_host_ns: int) -> str:
-        """Return why a pulse of `length_s` must not be given now, "" if it may."""
+    def refusal(self, length_s: float, now_host_ns: int) -> tuple[str, str]:
+        """Return the limit that a pulse of `length_s` would exceed now, and why; both "" if it may be given."""
         reward = self._reward
         if length_s > reward.max_pulse_s + 1e-9:
-            return f"a pulse of {length_s:g} s exceeds reward.max_pulse_s {reward.max_pulse_s:g} s"
+            return "max_pulse_s", f"a pulse of {length_s:g} s exceeds reward.max_pulse_s {reward.max_pulse_s:g} s"
         while self._given and now_host_ns - self._given[0][0] >= MINUTE_NS:
             self._given.popleft()
         minute_s = sum(s for _, s in self._given)
         if minute_s + length_s > reward.max_per_minute_s + 1e-9:
-            return (
+            return "max_per_minute_s", (
                 f"{minute_s:.3f} s were given in the last minute; {length_s:g} s more exceed reward.max_per_minute_s "
                 f"{reward.max_per_minute_s:g} s"
             )
         if self._session_ul + self.volume_ul(length_s) > reward.max_session_ml * 1000 + 1e-6:
-            return (
+            return "max_session_ml", (
                 f"{self._session_ul:.1f} uL were given; {self.volume_ul(length_s):.1f} uL more exceed "
                 f"reward.max_session_ml {reward.max_session_ml:g} mL"
             )
-        return ""
+        return "", ""
 
     def given(self, open_s: float, start_host_ns: int) -> None:
         """Count an open time that began at `start_host_ns`."""

@@ -12,19 +12,26 @@ GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, psutil.STATUS_STOPPED, psutil.
 
 
 class Company:
-    """The supervisor and its other children."""
+    """The supervisor and everything below it but this process and what it started."""
 
     def __init__(self) -> None:
         self._parent = psutil.Process(os.getppid())
         self._members: list[psutil.Process] = []
+        self._excused: set[int] = set()
 
     def meet(self) -> None:
         """Look who is there; some ms of work."""
         try:
-            others = self._parent.children()
+            own = {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
+            others = [p for p in self._parent.children(recursive=True) if p.pid not in own | self._excused]
         except psutil.Error:
             others = []
-        self._members = [self._parent, *(p for p in others if p.pid != os.getpid() and _runs(p))]
+        self._members = [self._parent, *filter(_runs, others)]
+
+    def excuse(self, pid: int) -> None:
+        """Do not miss this one from now on: it ends in order."""
+        self._excused.add(pid)
+        self._members = [p for p in self._members if p.pid != pid]
 
     def missing(self) -> int | None:
         """Return the process id of one that was there at the last `meet` and does not run now, None if all do."""

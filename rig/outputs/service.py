@@ -13,10 +13,12 @@ from rig.config_outputs import Reward
 from rig.messages import Document, Entry, Fault, OutputDone, OutputRequest, ProcessStarted, StopRequested
 from rig.outputs.allowance import Allowance
 from rig.outputs.devices import Device, Job, Marks, Outcome, Valve
+from rig.outputs.refusals import Refusals
 
 WANTS = frozenset({"output_request", "output_done", "process_started", "stop_requested"})
 NOT_REPEATED = "not repeated: it was asked for before the outputs process started"
 LOOK_NS = 10_000_000  # at the other processes, while a pulse is on
+TOO_LATE_NS = 1_000_000_000  # a reward that comes later than this rewards something else
 
 
 class Line(Protocol):
@@ -34,6 +36,10 @@ class Others(Protocol):
 
     def meet(self) -> None:
         """Look who is there."""
+        ...
+
+    def excuse(self, pid: int) -> None:
+        """Do not miss this one from now on."""
         ...
 
     def missing(self) -> int | None:
@@ -77,15 +83,16 @@ class Outputs:
         self._reward = reward
         self._marks = marks
         self._allowance = None if reward is None else Allowance(reward)
+        self._refusals = Refusals()
         self._line = line
         self._others = others
         self._clock = clock
         self._answered: set[str] = set()
         self._before: dict[str, OutputRequest] = {}  # asked before this start, not yet seen answered
         self._caught_up = False
-        self._rewards: deque[Job] = deque()
+        self._rewards: deque[tuple[Job, int]] = deque()  # and when the recorder had the request
         self._open = False  # a reward is being given
-        self._ending = False
+        self._rig_pid: int | None = None
         self._look_ns = 0
 
     @property
@@ -97,10 +104,13 @@ class Outputs:
         """Take one entry of the log."""
         document, own = entry.document, entry.envelope.process == self._line.process
         if isinstance(document, ProcessStarted):
+            if document.name == "rig":
+                self._rig_pid = document.pid
             if own:
                 self._catch_up()
         elif isinstance(document, StopRequested):
-            self._ending = True  # from here on the other processes end in order
+            if self._rig_pid is not None:
+                self._others.excuse(self._rig_pid)  # it ends in order; the others go on until the supervisor says stop
         elif isinstance(document, OutputDone):
             self._answered.add(document.request)
             if not own and self._allowance is not None and document.volume_ul is not None:
@@ -108,7 +118,7 @@ class Outputs:
         elif isinstance(document, OutputRequest) and document.request not in self._answered:
             if self._caught_up:
                 self._answered.add(document.request)
-                self._execute(document)
+                self._execute(document, entry.envelope.receipt_host_ns)
             else:
                 self._before[document.request] = document
 
@@ -127,23 +137,23 @@ class Outputs:
             self._finished(Outcome(request, False, reason, None, None, open_s, measured=False))
         self._before.clear()
 
-    def _execute(self, request: OutputRequest) -> None:
+    def _execute(self, request: OutputRequest, receipt_host_ns: int) -> None:
         device = self._devices.get(request.output)
         if device is None:
             self._refuse(request, f"there is no output {request.output!r}")
         elif request.what not in device.takes:
             self._refuse(request, f"{request.output} takes no {request.what}")
         elif request.what == "reward":
-            self._queue_reward(request)
+            self._queue_reward(request, receipt_host_ns)
         else:
             device.begin(Job(request, 0))
 
-    def _queue_reward(self, request: OutputRequest) -> None:
+    def _queue_reward(self, request: OutputRequest, receipt_host_ns: int) -> None:
         if self._reward is None or request.output != self._reward.output:
             self._refuse(request, f"{request.output} is not reward.output of the config")
             return
         length_s = self._reward.pulse_s if request.duration_s is None else request.duration_s
-        self._rewards.append(Job(request, round(length_s * 1e9)))
+        self._rewards.append((Job(request, round(length_s * 1e9)), receipt_host_ns))
 
     def step(self, stopping: bool = False, orphaned: bool = False) -> None:
         """Begin what waits, end what must end, say what has ended; call it every few ms while `busy`.
@@ -151,28 +161,47 @@ class Outputs:
         Nothing is begun when the session is `stopping`; when it is `orphaned`, what is on ends at once.
         """
         if self._open and self._valve is not None:
-            self._watch(self._valve, orphaned)
+            self._watch(self._valve, stopping, orphaned)
         for device in self._devices.values():
             for outcome in device.poll():
                 if outcome.request.what == "reward":
                     self._open = False
                 self._finished(outcome)
         if self._rewards and not self._open and self._valve is not None and self._allowance is not None:
-            job, now = self._rewards.popleft(), self._clock.now_ns()
-            refusal = "the session has ended" if stopping else self._allowance.refusal(job.length_ns * 1e-9, now)
-            if refusal:
-                self._refuse(job.request, refusal)
-                return
-            self._others.meet()
-            self._open = True
-            self._valve.begin(job)
+            self._reward_next(*self._rewards.popleft(), self._valve, self._allowance, stopping)
+        self._say_refused()
 
-    def _watch(self, valve: Valve, orphaned: bool) -> None:
+    def close(self) -> None:
+        """Say what was kept to be said with more of its kind; call it when nothing is done any more."""
+        self._say_refused(everything=True)
+
+    def _reward_next(self, job: Job, asked_ns: int, valve: Valve, allowance: Allowance, stopping: bool) -> None:
+        if stopping:
+            self._refuse(job.request, "the session has ended")
+            return
+        now = self._clock.now_ns()
+        if now - asked_ns > TOO_LATE_NS:
+            self._refuse(job.request, f"it would come {(now - asked_ns) * 1e-9:.1f} s after it was asked for")
+            return
+        limit, why = allowance.refusal(job.length_ns * 1e-9, now)
+        if limit:
+            self._answer(Outcome(job.request, False, f"refused: {why}"))
+            self._refusals.add(limit, f"{job.request.output}, {job.request.request}: {why}", now)
+            return
+        self._others.meet()
+        self._open = True
+        valve.begin(job)
+
+    def _say_refused(self, everything: bool = False) -> None:
+        for fault in self._refusals.due(self._clock.now_ns(), everything):
+            self._line.send(fault)
+
+    def _watch(self, valve: Valve, stopping: bool, orphaned: bool) -> None:
         if orphaned:
             valve.cut("the supervisor is gone")
             return
         now = self._clock.now_ns()
-        if self._ending or now - self._look_ns < LOOK_NS:
+        if stopping or now - self._look_ns < LOOK_NS:
             return
         self._look_ns = now
         missing = self._others.missing()
@@ -184,6 +213,19 @@ class Outputs:
 
     def _finished(self, outcome: Outcome) -> None:
         """Count and say what became of a request; what was not done as asked is a fault as well."""
+        self._answer(outcome)
+        request, reward = outcome.request, outcome.request.what == "reward"
+        if not outcome.done:
+            what = "reward not as asked" if reward else "output failed"
+            done = "it is not tried again"
+            detail = f"{request.output}, {request.request}: {outcome.reason}"
+            self._line.send(Fault(what=what, detail=detail, done=done))
+        elif reward and outcome.started_host_ns is not None:
+            for marks in self._marks:
+                marks.mark(f"reward request={request.request} open_s={outcome.open_s:.6f}", outcome.started_host_ns)
+
+    def _answer(self, outcome: Outcome) -> None:
+        """Count what was given and say what became of a request."""
         request = outcome.request
         volume: float | None = None
         if request.what == "reward" and self._allowance is not None and outcome.open_s > 0:
@@ -205,11 +247,3 @@ class Outputs:
                 session_volume_ul=self._allowance.session_ul if reward and self._allowance is not None else None,
             )
         )
-        if not outcome.done:
-            what = "reward not as asked" if reward else "output failed"
-            done = "it is not tried again"
-            detail = f"{request.output}, {request.request}: {outcome.reason}"
-            self._line.send(Fault(what=what, detail=detail, done=done))
-        elif reward and outcome.started_host_ns is not None:
-            for marks in self._marks:
-                marks.mark(f"reward request={request.request} open_s={outcome.open_s:.6f}", outcome.started_host_ns)

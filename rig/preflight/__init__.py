@@ -11,8 +11,11 @@ from pathlib import Path
 
 from rig.clock import Clock
 from rig.config import Config
+from rig.preflight.calcium import traces
+from rig.preflight.gaze import gaze
+from rig.preflight.luminance import luminance
 from rig.preflight.machine import banks, disk, geometry, outputs, realtime
-from rig.preflight.model import warm_up
+from rig.preflight.model import judged, warm_up
 from rig.preflight.photodiode import photodiode
 from rig.preflight.result import Result
 from rig.preflight.screen import look_at_screen
@@ -38,7 +41,14 @@ def checks(config: Config, clock: Clock) -> Iterator[Result]:
     for source in config.sources:
         if source.name in heard.names:
             yield from judge(source, config, heard)
+            yield from traces(source.name, config, heard)
+            yield from gaze(source.name, config, heard)
     yield from photodiode(config, heard, flashes)
-    yield warm_up(config)
+    figures = warm_up(config)
+    if isinstance(figures, Result):
+        yield figures
+    else:
+        yield judged(figures, config)
+        yield luminance(config, figures)
     length = planned(config)
     yield Result("plan", "ok", f"{length} presentations, about {expected_s(config, length) / 60:.1f} minutes")

@@ -111,15 +111,33 @@ def _output(output: AnyOutput) -> Result:
 
 
 def _reward(reward: Reward, config: Config) -> Result:
-    """Say what the limits allow, against what the session would give."""
-    trials = -(-planned(config) // config.presentation.images_per_trial)
+    """Say what the limits allow, against what the session would give if every trial were rewarded."""
+    rhythm = config.presentation
+    trials = -(-planned(config) // rhythm.images_per_trial)
     each_ul = reward.pulse_s * reward.ul_per_s
     wanted_ml = trials * each_ul * 1e-3
+    trial_s = rhythm.images_per_trial * rhythm.on_s + (rhythm.images_per_trial - 1) * rhythm.off_s
+    per_min = 60 / (trial_s + max(rhythm.inter_trial_s, rhythm.off_s))
+    open_s = per_min * reward.pulse_s
+    most = "" if reward.after == "trial" else "at most "
     said = (
-        f"{each_ul:.0f} uL a pulse, {wanted_ml:.1f} mL for {trials} trials; limits {reward.max_pulse_s:g} s a pulse, "
-        f"{reward.max_per_minute_s:g} s a minute, {reward.max_session_ml:g} mL a session"
+        f"{each_ul:.0f} uL a pulse; {most}{per_min:.1f} trials a minute, {open_s:.2g} s open (limit "
+        f"{reward.max_per_minute_s:g} s); {most}{trials} trials, {wanted_ml:.1f} mL (limit "
+        f"{reward.max_session_ml:g} mL)"
     )
+    problems, cures = [], []
+    # The limit of a minute counts only where the session lasts so long.
+    if min(open_s, trials * reward.pulse_s) > reward.max_per_minute_s + 1e-9:
+        given = int(reward.max_per_minute_s / reward.pulse_s + 1e-9)
+        problems.append(f"only {given} of {per_min:.1f} trials a minute can be rewarded")
+        cures.append(
+            f"shorten reward.pulse_s to {reward.max_per_minute_s / per_min:.3g} s, lengthen "
+            "presentation.inter_trial_s, or raise max_per_minute_s"
+        )
     if wanted_ml > reward.max_session_ml:
-        cure = "rewards end when the limit is reached: shorten the session or the pulse, or raise max_session_ml"
-        return Result("reward", "warn", said, cure)
+        last = int(reward.max_session_ml * 1e3 / each_ul + 1e-9)
+        problems.append(f"rewards end after trial {last} of {trials}")
+        cures.append("shorten the session or the pulse, or raise max_session_ml")
+    if problems:
+        return Result("reward", "warn", "; ".join([*problems, said]), "; ".join(cures))
     return Result("reward", "ok", said)

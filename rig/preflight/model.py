@@ -21,8 +21,8 @@ LONGEST_S = 60.0
 STEP_WARN_S = 0.1  # a work step may keep the model server from the log for so long
 
 
-def warm_up(config: Config) -> Result:
-    """Run the model's warm-up; each phase's batches must be ready within the tail of the batch before."""
+def warm_up(config: Config) -> dict[str, Any] | Result:
+    """Run the model's warm-up and return its figures; the failure if there are none."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
@@ -40,11 +40,12 @@ def warm_up(config: Config) -> Result:
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         return Result("model", "fail", last[0] if last else "it ended without a word", "mend the config as it says")
-    return judged(json.loads(done.stdout.splitlines()[-1]), config)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def judged(figures: dict[str, Any], config: Config) -> Result:
-    """Judge the figures of `models.warmup`."""
+    """Judge the times of `models.warmup`: each phase's batches must be ready within the tail of the batch before."""
     said, slow = [], []
     rhythm = config.presentation
     for phase in figures["phases"]:

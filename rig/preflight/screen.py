@@ -16,9 +16,8 @@ JITTER_WARN_MS = 1.5
 UPLOADS = 30
 FLASHES = 12
 WHITE_S = 0.1
-BLACK_S = (0.15, 0.25)  # uneven, so that an edge cannot be taken for that of the next flash
+BLACK_S = (0.15, 0.4)  # uneven, so that no regular line and no edge of another flash can pass for an answer
 SEED = 20261121
-CURE = "log in on the rig's screen, or use a virtual one: xvfb-run -s '-screen 0 1280x1024x24' stimloop check ..."
 
 
 def look_at_screen(config: Config, clock: Clock) -> Generator[Result, None, list[int]]:
@@ -30,7 +29,7 @@ def look_at_screen(config: Config, clock: Clock) -> Generator[Result, None, list
         yield Result("screen", "fail", "not opened, since the geometry does not fit", "see geometry")
         return []
     except DisplayError as error:
-        yield Result("screen", "fail", str(error), f"{error.cure}; {CURE}")
+        yield Result("screen", "fail", str(error), error.cure)
         return []
     try:
         yield _pace(window, config, clock)

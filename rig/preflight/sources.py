@@ -12,11 +12,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import yaml
 
 from rig.bus import Hello, Hub, Submitted
 from rig.clock import Clock
-from rig.clockmap import ClockMap
+from rig.clockmap import RATE_TOLERANCE, ClockMap
 from rig.config import Config
 from rig.config_sources import AnySource, LslBehaviourSource, LslMarkerSource, NeuralSource
 from rig.encoding import BadDocument, decode
@@ -37,6 +38,8 @@ LISTEN_S = 5.0  # of data, for the losses
 FIRST_DATA_S = 12.0  # until then data must have begun
 PROBE_S = 3.0
 POLL_S = 0.02
+BACKLOG_S = 1.0  # what was sent before we listened may come in one burst
+FEW_PAIRS = 20
 CLEAR_OF = 0.5  # part of responses.timeout_s that data may be old without a warning
 D = TypeVar("D", bound=Document)
 
@@ -268,6 +271,19 @@ def clock_map(name: str, heard: Heard) -> ClockMap:
     return clocks
 
 
+def _real_hz(name: str, heard: Heard, run: int) -> float | None:
+    """Return the rate of the samples by the clock pairs themselves, Hz; None if they span too little time.
+
+    A map by arrivals is held to the stated rate until it knows better, which takes longer than a check listens.
+    """
+    pairs = [(p.pair_host_ns * 1e-9, p.device_sample) for p in heard.all(name, ClockSample) if p.run == run]
+    pairs = [p for p in pairs if p[0] > pairs[0][0] + BACKLOG_S]
+    if len(pairs) < FEW_PAIRS or pairs[-1][0] - pairs[0][0] < LISTEN_S / 2:
+        return None
+    host, sample = np.array(pairs).T
+    return float(np.polyfit(host - host[0], sample - sample[0], 1)[0])
+
+
 def _clock(name: str, config: Config, heard: Heard) -> Iterator[Result]:
     title, clocks = f"source {name} clock", clock_map(name, heard)
     done = heard.all(name, Continuity)[-1]
@@ -276,6 +292,12 @@ def _clock(name: str, config: Config, heard: Heard) -> Iterator[Result]:
         pairs = len(heard.all(name, ClockSample))
         cure = "see that the device sends without pauses; its rate must be within 1 % of what it states"
         yield Result(title, "fail", f"no clock map can be made of {pairs} pairs", cure)
+        return
+    real_hz = _real_hz(name, heard, done.run)
+    if real_hz is not None and abs(real_hz / done.sample_rate_hz - 1) > RATE_TOLERANCE:
+        said = f"samples come at {real_hz:.0f} Hz, and the device states {done.sample_rate_hz:g} Hz"
+        cure = "correct the rate that the device or its bridge states: it must be within 1 % of the true one"
+        yield Result(title, "fail", said, cure)
         return
     received = max(r for r, sender, d in heard.documents if sender == name and isinstance(d, Continuity))
     age_s = (received - at[0]) * 1e-9

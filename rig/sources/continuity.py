@@ -30,7 +30,7 @@ LONGEST_BLOCK = 4096  # samples; assumed only while no Data message tells the le
 SHORT_BLOCK = 200  # samples; the GUI's Spike Detector loses spikes in blocks this short
 EVENTS_SLACK_NS = 150_000_000  # the longest block: an event's delay hangs on its place within it
 EVENTS_ONLY_NS = 1_000_000_000  # a run without Data for this long has an empty channel mask
-NOMINAL_HZ = 30_000.0  # assumed only while no Data message tells the rate, to compare delays
+NOMINAL_HZ = 30_000.0  # assumed only while no Data message tells the rate
 SILENT_BLOCKS = 10
 SILENT_LEAST_NS = 250_000_000
 SILENT_EVENTS_NS = 5_000_000_000  # without Data messages silence may just mean no spikes
@@ -166,7 +166,7 @@ class Ledger:
         steady = self._in_pace(end, self._block_arrival_ns or arrival_ns)
         block = self._block  # none where one of these began a new run
         if block is not None and start > block[1] and self._hole is None:
-            self._samples_missing(block[1], start)
+            self._samples_missing(block[1], start, end)
         self._block, self._channel = (start, end), data.channel
         self._events_only = False
         # A run seen from its first message on has nothing before its first block.
@@ -187,10 +187,15 @@ class Ledger:
         self.faults.once("short blocks", detail, done, arrival_ns)
         self._tell_gap(max(start, end - DEFERRAL), end, 0)
 
-    def _samples_missing(self, end: int, start: int) -> None:
+    def _samples_missing(self, end: int, start: int, block_end: int) -> None:
+        """Take note that samples from `end` to `start` are not there.
+
+        The gap lasts to the end of the block behind them: if acquisition was started again and the first message seen
+        of it has by chance the next number, then spikes of that block are lost as well.
+        """
         detail = f"{self.source}: the device skipped {start - end} samples before sample {start}, no message is missing"
         self.faults.note("samples missing", detail, "marked as a gap", self.last_arrival_ns)
-        self._tell_gap(end - DEFERRAL, start, 0)
+        self._tell_gap(end - DEFERRAL, block_end, 0)
 
     def _event(self, event: Spike | Ttl, arrival_ns: int) -> None:
         sample = event.sample_num
@@ -229,7 +234,8 @@ class Ledger:
         self._events_only = True
         detail = f"{self.source}: the plugin sends no continuous channel, so silence and missing data look the same"
         cure = "select one channel in the ZMQ Interface's channel mask"
-        self.faults.once("no data channel", f"{detail}; {cure}", f"blocks of {LONGEST_BLOCK} samples are assumed")
+        done = f"blocks of {LONGEST_BLOCK} samples at {NOMINAL_HZ:g} Hz are assumed"
+        self.faults.once("no data channel", f"{detail}; {cure}", done)
         margin = LONGEST_BLOCK + DEFERRAL
         if not self._in_pace(event.sample_num, arrival_ns, EVENTS_SLACK_NS):
             return
@@ -274,7 +280,7 @@ class Ledger:
             source=self.source,
             run=self.run,
             state=self.state,
-            sample_rate_hz=self._rate_hz,
+            sample_rate_hz=self._rate_hz or (NOMINAL_HZ if self._events_only else 0.0),
             watermark_sample=self.watermark,
             messages=self.messages,
             lost_messages=self.lost,

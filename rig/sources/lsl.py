@@ -5,8 +5,6 @@ Called by `rig.sources.__main__`. What rows mean is in the readers (`lsl_spikes`
 counts anew, another sender has taken the name, or the sender's clock jumped.
 """
 
-from collections.abc import Callable
-
 from pylsl.util import LostError
 from pylsl.util import TimeoutError as LslTimeoutError
 
@@ -28,18 +26,17 @@ from rig.sources.lsl_streams import (
     Reader,
     Restarted,
     State,
-    Stopping,
     WrongStream,
     host_ns,
 )
+from rig.sources.stopping import Say, Stopping
 
 PULL_NS = 5_000_000
 PERIOD_NS = 25_000_000
 FIRST_ROW_NS = 5_000_000_000
 RETRY_NS = 1_000_000_000
+LAST_PULLS = 100
 OFFLINE_NS = 6_000_000_000
-
-Say = Callable[..., None]
 
 
 class LslLoop:
@@ -90,8 +87,9 @@ class LslLoop:
                     self._send(now)
                 due = max(due + PULL_NS, now)
                 self._peer.poll(max((due - self._clock.now_ns()) * 1e-9, 0.001))
-            if not self._fresh:
-                self._read()
+            for _ in range(LAST_PULLS):  # what came before the stop and was not read yet
+                if self._fresh or not self._read():
+                    break
             self._send(None)
             return 0
         finally:
@@ -212,22 +210,26 @@ class LslLoop:
 
     # --- data
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Take what came; return whether there may be more."""
         if not self._streams:
-            return
+            return False
+        came = False
         try:
             self._clocks()
             for k, one in enumerate(self._streams):
                 rows, stamps = one.pull()
                 if not len(stamps):
                     continue
-                arrival_ns = self._clock.now_ns()
+                arrival_ns, came = self._clock.now_ns(), True
                 if self._fresh:
                     self._waiting.append((k, rows, stamps, arrival_ns))
                 else:
                     self._take(k, rows, stamps, arrival_ns)
         except (LostError, LslTimeoutError):
             self._lost()
+            return False
+        return came
 
     def _take(self, k: int, rows: object, stamps: F64, arrival_ns: int) -> None:
         reader, offset = self._reader, self._streams[k].offset

@@ -71,14 +71,6 @@ class Progress:
     silent_ns: int | None = None  # silence for so long is a fault; None where silence is normal
 
 
-class Stopping(Protocol):
-    """Whether to end; `rig.child.Stop` is one."""
-
-    def __bool__(self) -> bool:
-        """Return True once the source must end."""
-        ...
-
-
 class Reader(Protocol):
     """The account of one run: rows of its streams in, documents out. Made anew for each run."""
 

@@ -5,8 +5,7 @@ process of its own receives them (`openephys_receiver`).
 """
 
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rig import child
 from rig.bus import Peer
@@ -18,7 +17,8 @@ from rig.sources.openephys_gui import GuiDiary
 from rig.sources.openephys_http import GuiWatch
 from rig.sources.openephys_layout import read_data, read_event
 from rig.sources.openephys_parse import Data, Message, Refusal, parse
-from rig.sources.openephys_sockets import Heartbeat, Receiver
+from rig.sources.openephys_sockets import Heartbeat, Receiver, ReceiverDied
+from rig.sources.stopping import Say, Stopping
 
 if TYPE_CHECKING:
     from rig.sources.multiunit import ThresholdUnits
@@ -28,16 +28,6 @@ FIRST_MESSAGE_NS = 4_000_000_000  # a session that cannot start says why in unde
 STALL_NS = 200_000_000  # a loop that was held up itself has not read yet what came meanwhile
 LAST_PERIODS = 100
 MOST = 10_000  # messages read in one period: keeps a backlog from delaying documents
-
-Say = Callable[..., None]
-
-
-class Stopping(Protocol):
-    """Whether to end; `rig.child.Stop` is one."""
-
-    def __bool__(self) -> bool:
-        """Return True once the source must end."""
-        ...
 
 
 class OpenEphys:
@@ -95,14 +85,22 @@ class OpenEphys:
                 if self._drained:
                     break
                 self._period()
-            for document in self._ledger.finish(self._clock.now_ns()):
-                self._peer.send(document)
+            self._finish()
             return 0
+        except ReceiverDied as error:
+            detail = f"{self._source.name}: {error}"
+            self._ledger.faults.note("receiver died", detail, "this source ends", self._ledger.last_arrival_ns)
+            self._finish()
+            return self._fail(str(error), "start the session again; if it happens again, report it with the log")
         finally:
             self._receiver.close()
             self._heartbeat.close()
             if self._gui is not None:
                 self._gui.close()
+
+    def _finish(self) -> None:
+        for document in self._ledger.finish(self._clock.now_ns()):
+            self._peer.send(document)
 
     def _period(self) -> int | None:
         """Parse what came, send the documents; return an exit code where going on makes no sense."""
@@ -233,6 +231,8 @@ def probe(source: OpenEphysSource, clock: Clock, wait_s: float = 3.0) -> tuple[s
                 if not isinstance(message, Refusal):
                     return _wrong_stream(source, message) or ("", "")
                 refusal = message
+    except ReceiverDied as error:
+        return str(error), "try again; if it happens again, report it"
     finally:
         receiver.close()
     if refusal is not None:

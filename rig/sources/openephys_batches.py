@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 HEAD = struct.Struct("<IIQq")
 DATA_MESSAGE, EVENT_MESSAGE = 254, 255  # three frames of which the first is known and left out
 LONGEST = 64 << 20  # bytes; a longer batch is garbage
+MOST_BYTES = 16 << 20  # of a message; one of 30,000 samples has 120 kB
 MOST_FRAMES = 253
 _ENVELOPE = {DATA_MESSAGE: b"DATA\x00", EVENT_MESSAGE: b"EVENT\x00"}
 

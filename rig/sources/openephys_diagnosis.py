@@ -14,7 +14,7 @@ import zmq
 
 from rig.sources.openephys_http import GuiError, data_ports, mode
 from rig.sources.openephys_parse import CURE_PORT, Refusal, heartbeat_request, parse, who_replied
-from rig.sources.openephys_sockets import request_socket
+from rig.sources.sockets import request_socket
 
 PROBE_MS = 300
 LISTEN_MS = 400  # some blocks, at any buffer size of the GUI

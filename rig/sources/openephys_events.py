@@ -5,37 +5,28 @@ completeness in `openephys_events_ledger`. The plugin sends the events of all st
 """
 
 import threading
-from collections.abc import Callable
-from typing import Protocol
 
 from rig import child
 from rig.bus import Peer
 from rig.clock import Clock
 from rig.config_sources import OpenEphysEventsSource
+from rig.sources.inbox import Inbox
 from rig.sources.openephys_diagnosis import listening, who_answers, who_publishes
 from rig.sources.openephys_events_ledger import EventLedger
 from rig.sources.openephys_events_parse import CURE_PORT, Event, parse
-from rig.sources.openephys_events_socket import EventReceiver
 from rig.sources.openephys_gui import GuiDiary
 from rig.sources.openephys_http import GuiError, GuiWatch, mode
 from rig.sources.openephys_parse import Refusal
+from rig.sources.stopping import Say, Stopping
 
 PERIOD_NS = 25_000_000
 FIRST_EVENT_NS = 4_000_000_000
 CHECK_NS = 1_000_000_000
 BATCH = 4_000  # messages parsed in one period
+LAST_PERIODS = 100
+MAX_BYTES = 16 << 20  # of a message; one event takes a few hundred
 LOOK_MS = 400
 PORTS_UP = 3  # how far the plugin may have searched upwards for a free port
-
-Say = Callable[..., None]
-
-
-class Stopping(Protocol):
-    """Whether to end; `rig.child.Stop` is one."""
-
-    def __bool__(self) -> bool:
-        """Return True once the source must end."""
-        ...
 
 
 class OpenEphysEvents:
@@ -54,7 +45,7 @@ class OpenEphysEvents:
         self._others: set[str] = set()
         self._first_refusal: Refusal | None = None
         self._dropped = 0
-        self._receiver = EventReceiver(f"tcp://{self._where}", int(source.byte_budget_mb * 1e6), clock)
+        self._receiver = _inbox(source, clock)
         self._gui = None if source.http_port is None else GuiWatch(source.host, source.http_port, clock)
         self._diary = GuiDiary(source.name)
 
@@ -86,7 +77,11 @@ class OpenEphysEvents:
                 while (rest_ns := due - self._clock.now_ns()) > 0 and not self._stop:
                     self._peer.poll(max(rest_ns * 1e-9, 0.001))
                 self._peer.poll(0)
-            for document in self._ledger.harvest(self._clock.now_ns()):
+            for _ in range(LAST_PERIODS):  # what came before the stop and was not read yet
+                if not self._receiver.waiting:
+                    break
+                self._period()
+            for document in self._ledger.finish(self._clock.now_ns()):
                 self._peer.send(document)
             return 0
         finally:
@@ -167,6 +162,10 @@ class OpenEphysEvents:
             faults.note("recorder away", f"{name}: {unsent / 1e6:.0f} MB not acknowledged", "kept; memory grows")
 
 
+def _inbox(source: OpenEphysEventsSource, clock: Clock) -> Inbox:
+    return Inbox(f"tcp://{source.host}:{source.port}", int(source.byte_budget_mb * 1e6), MAX_BYTES, clock)
+
+
 def _other_streams(source: OpenEphysEventsSource, seen: set[str]) -> tuple[str, str]:
     names = ", ".join(map(repr, sorted(seen)))
     reason = f"{source.host}:{source.port} sends events of {names}, the config pins {source.stream!r}"
@@ -200,7 +199,7 @@ def diagnose(
 
 def probe(source: OpenEphysEventsSource, clock: Clock, wait_s: float = 3.0) -> tuple[str, str]:
     """Look whether usable events come; return reason and cure, both empty if they do. For `stimloop check`."""
-    receiver = EventReceiver(f"tcp://{source.host}:{source.port}", int(source.byte_budget_mb * 1e6), clock)
+    receiver = _inbox(source, clock)
     end_ns = clock.now_ns() + int(wait_s * 1e9)
     refusal: Refusal | None = None
     others: set[str] = set()

@@ -9,9 +9,9 @@ The plugin numbers nothing and sends nothing while no neuron fires, so losses ca
   blocks before have been sent. The longest block is 6144 frames of a 44.1 kHz audio device, 0.14 s: nothing longer can
   be chosen in the GUI.
 * While events keep coming, also time vouches: the earliest arrivals of the last 10 s say when the device takes a
-  sample; what is older than the longest block, the 100 samples and 0.05 s for a busy GUI has come. An event that comes
-  later than that is a fault and widens this margin by as much.
-* After a second without any event time vouches for nothing: a frozen GUI looks like silent neurons.
+  sample; what was older than the longest block, the 100 samples and 0.05 s for a busy GUI when the last event arrived
+  has come. An event that comes later than that is a fault and widens this margin by as much.
+* From the last event on time vouches for nothing: a frozen GUI and a pulled cable look like silent neurons.
 * A connection that broke has lost what was sent meanwhile: a gap.
 """
 
@@ -178,7 +178,7 @@ class EventLedger:
         silent_ns = now_ns - self.last_arrival_ns
         if silent_ns <= SILENT_NS:
             if connected and mode != "IDLE" and self._hole is None:
-                self._advance(now_ns)
+                self._advance(self.last_arrival_ns)
             return
         if self.state == "streaming":
             self.state = "stalled"
@@ -191,11 +191,11 @@ class EventLedger:
         elif self.state == "offline" and connected:
             self.state = "stalled"
 
-    def _advance(self, now_ns: int) -> None:
-        """Vouch by time; only with a whole window of arrivals, or the earliest are not early enough."""
-        if not self._earliest or now_ns - self._earliest[0][0] < STEP_NS:
+    def _advance(self, arrival_ns: int) -> None:
+        """Vouch by the time of the last arrival; only with a whole window, or the earliest are not early enough."""
+        if not self._earliest or arrival_ns - self._earliest[0][0] < STEP_NS:
             return
-        taken = (now_ns - min(delay for _, delay in self._earliest)) * self._rate_hz * 1e-9
+        taken = (arrival_ns - min(delay for _, delay in self._earliest)) * self._rate_hz * 1e-9
         behind = self.margin_samples + self._slack_ns * self._rate_hz * 1e-9
         self.watermark = max(self.watermark, int(taken - behind))
 
@@ -219,3 +219,8 @@ class EventLedger:
         documents = [*self._out, *self._columns.take(self.run), *self._pairs.take(self.run, now_ns)]
         self._out = []
         return [*documents, *self.faults.due(now_ns), self._continuity()]
+
+    def finish(self, now_ns: int) -> list[Document]:
+        """Return the last documents: no fault stays untold."""
+        documents = self.harvest(now_ns)
+        return [*documents[:-1], *self.faults.due(now_ns, everything=True), documents[-1]]

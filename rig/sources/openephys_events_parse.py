@@ -4,12 +4,11 @@ Pure: no socket, no clock, no state. Called by `rig.sources.openephys_events`; n
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rig.sources.openephys_parse import MAX_SAMPLE, Refusal, is_falcon
+from rig.sources.openephys_parse import MAX_SAMPLE, Refusal, encodable, is_falcon, is_rate
 
 TTL_TOPIC, SPIKE_TOPIC = b"\x00\x00", b"\x01\x00"
 CURE_TYPE = "give the source the type openephys (the ZMQ Interface), or correct its port"
@@ -62,15 +61,15 @@ def _whole(fields: dict[str, Any], key: str, highest: int) -> int:
 
 def _text(fields: dict[str, Any], key: str) -> str:
     value = fields.get(key)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or not encodable(value):
         raise _WrongField(f"{key} is {str(value)[:40]!r}, expected text")
     return value
 
 
 def _rate(fields: dict[str, Any]) -> float:
     rate = fields.get("sample_rate")
-    if not isinstance(rate, int | float) or isinstance(rate, bool) or not math.isfinite(rate) or not 0 < rate < 1e9:
-        raise _WrongField(f"sample_rate is {str(rate)[:40]!r}, expected a positive number")
+    if not is_rate(rate):
+        raise _WrongField(f"sample_rate is {str(rate)[:40]!r}, expected a number from 1 to 1e6 Hz")
     return float(rate)
 
 

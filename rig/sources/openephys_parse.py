@@ -6,14 +6,14 @@ are read by `openephys_layout`, in less than half the time; everything else come
 """
 
 import json
-import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 TTL_TYPE = 3
 MAX_SAMPLE = 1 << 53  # about 9,500 years at 30 kHz: a larger counter is garbage
+RATES_HZ = (1.0, 1e6)  # of any device's counter
 _TTL = struct.Struct("<BBQ")
 
 CURE_VERSION = "install the ZMQ Interface plugin 0.3.0 or later (Open Ephys GUI 0.6 or 1.0)"
@@ -80,6 +80,20 @@ class _WrongField(ValueError):
     """A field of the header that is absent or out of its range."""
 
 
+def encodable(text: str) -> bool:
+    """Whether a text has a UTF-8 form: JSON may hold half of a character (a lone surrogate), which cannot be kept."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_rate(value: Any) -> TypeGuard[float]:
+    """Whether a value is a rate in Hz at which a device may count."""
+    return type(value) in (int, float) and RATES_HZ[0] <= value <= RATES_HZ[1]
+
+
 def _whole(fields: dict[str, Any], key: str, lowest: int, highest: int) -> int:
     value = fields.get(key)
     if type(value) is not int or not lowest <= value <= highest:
@@ -89,7 +103,7 @@ def _whole(fields: dict[str, Any], key: str, lowest: int, highest: int) -> int:
 
 def _text(fields: dict[str, Any], key: str) -> str:
     value = fields.get(key)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not encodable(value):
         raise _WrongField(f"{key} is {str(value)[:40]!r}, expected text")
     return value
 
@@ -130,8 +144,8 @@ def read_header(raw: bytes) -> tuple[dict[str, Any], bool]:
 def _data(header: dict[str, Any], payload: bytes, size: int, repaired: bool) -> Data:
     content = _part(header, "content")
     rate = content.get("sample_rate")
-    if not isinstance(rate, int | float) or isinstance(rate, bool) or not math.isfinite(rate) or rate <= 0:
-        raise _WrongField(f"sample_rate is {str(rate)[:40]!r}, expected a positive number")
+    if not is_rate(rate):
+        raise _WrongField(f"sample_rate is {str(rate)[:40]!r}, expected a number from 1 to 1e6 Hz")
     num_samples = _whole(content, "num_samples", 1, 1 << 24)
     _size(size, 4 * num_samples)
     return Data(

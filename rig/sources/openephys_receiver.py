@@ -18,7 +18,8 @@ import zmq
 
 from rig import child
 from rig.clock import Clock, HostClock
-from rig.sources.openephys_batches import DATA_MESSAGE, EVENT_MESSAGE, MOST_FRAMES, Batch, pack
+from rig.sources.openephys_batches import DATA_MESSAGE, EVENT_MESSAGE, MOST_BYTES, MOST_FRAMES, Batch, pack
+from rig.sources.sockets import Subscription
 
 MESSAGE_OVERHEAD = 200  # bytes of Python around a message
 AT_ONCE = 256  # messages received between two chances for the writer
@@ -72,7 +73,7 @@ class Waiting:
         else:
             frames = frames[:kind]
         cost = sum(map(len, frames)) + MESSAGE_OVERHEAD
-        if self._bytes + cost > self._budget:
+        if self._bytes + cost > self._budget or cost > MOST_BYTES:
             self.dropped += 1
             self._since_ns = self._since_ns or arrival_ns
             return
@@ -159,17 +160,17 @@ def main() -> int:
     channels = frozenset(int(c) for c in options.channels.split(",") if c)
     waiting = Waiting(options.budget, channels, HostClock())
     threading.Thread(target=_write, args=(waiting, end), name="write", daemon=True).start()
-    sub: zmq.Socket[bytes]
-    with zmq.Context() as context, context.socket(zmq.SUB) as sub:
-        sub.setsockopt(zmq.RCVHWM, 0)  # the default of 1,000 loses messages without a trace
-        sub.setsockopt(zmq.LINGER, 0)
-        sub.setsockopt(zmq.RECONNECT_IVL, 100)  # always: what a GUI that is back sends meanwhile is lost
-        sub.subscribe(b"")  # everything: message numbers have holes otherwise
-        sub.connect(options.endpoint)
+    with zmq.Context() as context:
+        # Never slower: what a GUI that is back sends meanwhile is lost.
+        subscription = Subscription(context, options.endpoint, MOST_BYTES, slower=False)
+
+        def drain() -> None:
+            while not end.is_set() and waiting.receive(subscription.sub):
+                pass
+
         while not end.is_set():
-            if sub.poll(50):
-                while not end.is_set() and waiting.receive(sub):
-                    pass
+            subscription.wait(50, drain)
+        subscription.close()
     return 0
 
 

@@ -13,6 +13,7 @@ import zmq
 
 from rig.sources.openephys_batches import HEAD, LONGEST, Arrived, Received, messages, unpack_head
 from rig.sources.openephys_parse import heartbeat_request, who_replied
+from rig.sources.sockets import request_socket
 
 HEARTBEAT_NS = 2_000_000_000
 FEW_BATCHES = 16  # read ahead; what more there is stays with the receiving process, which counts it
@@ -38,6 +39,7 @@ class Receiver:
         self.dropped = 0
         self.dropped_since_ns: int | None = None
         self._closing = False
+        self._garbage = ""  # why its pipe was no longer read
         self._over = threading.Event()
         self._batches: queue.Queue[Received] = queue.Queue(FEW_BATCHES)
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -54,14 +56,20 @@ class Receiver:
         pipe = self._process.stdout
         assert pipe is not None  # noqa: S101 - it was asked for
         self.priority = pipe.readline().decode().strip()
-        while (batch := _read_batch(pipe)) is not None:
-            while not self._closing:
-                try:
-                    self._batches.put(batch, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-        self._over.set()
+        try:
+            while (batch := _read_batch(pipe)) is not None:
+                while not self._closing:
+                    try:
+                        self._batches.put(batch, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+        except ValueError as error:
+            self._garbage = str(error)
+        finally:
+            if not self._closing:  # nobody reads its pipe any more: it must not go on as if
+                self._process.kill()
+            self._over.set()
 
     def take(self) -> list[Arrived]:
         """Return the messages of one batch, none if nothing came; raises ReceiverDied."""
@@ -69,8 +77,8 @@ class Receiver:
             batch = self._batches.get_nowait()
         except queue.Empty:
             if self._over.is_set() and not self._closing:
-                code = self._process.wait()
-                raise ReceiverDied(f"the receiving process ended with exit code {code}") from None
+                ended = f"the receiving process ended with exit code {self._process.wait()}"
+                raise ReceiverDied(self._garbage or ended) from None
             return []
         if batch.dropped > self.dropped:
             self.dropped = batch.dropped
@@ -130,14 +138,3 @@ class Heartbeat:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
-
-
-def request_socket(endpoint: str) -> "zmq.Socket[bytes]":
-    """Return a REQ socket that may ask again without an answer and queues nothing for a server that is away."""
-    req: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
-    req.setsockopt(zmq.REQ_RELAXED, 1)
-    req.setsockopt(zmq.REQ_CORRELATE, 1)
-    req.setsockopt(zmq.IMMEDIATE, 1)
-    req.setsockopt(zmq.LINGER, 0)
-    req.connect(endpoint)
-    return req

@@ -4,8 +4,6 @@ Called by `rig.sources.__main__`. The bytes are read in `zmq_parse`, accounted f
 `zmq_feed`; here is what a message of spikes holds.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from rig import child
@@ -17,9 +15,10 @@ from rig.messages import (
     SpikeBlock,
     UnitList,
 )
-from rig.sources.zmq_feed import Feed, Stopping, probe_feed
+from rig.sources.stopping import Say, Stopping
+from rig.sources.zmq_feed import Feed, probe_feed
 from rig.sources.zmq_ledger import Taken
-from rig.sources.zmq_parse import I64, SpikesMessage, parse_spikes
+from rig.sources.zmq_parse import AHEAD_S, I64, SpikesMessage, parse_spikes
 
 
 class Spikes:
@@ -40,15 +39,21 @@ class Spikes:
         """Find nothing: spikes may come in any order."""
         return ""
 
+    def most_ahead(self, message: SpikesMessage) -> int:
+        """Return what the bridge states, or what the wire allows."""
+        head = message.head
+        return int(AHEAD_S * head.rate_hz) + 1 if head.ahead is None else head.ahead
+
     def take(self, message: SpikesMessage, run: int, arrival_ns: int, watermark: int) -> Taken:
         """Take the spikes of one message."""
         number, faults = message.head.list_number, []
         if message.units is not None:
             said = (number, message.units)
-            if self._list is not None and said != self._list:
-                faults.append(changed(self._list, said))
-            if said != self._list:
+            if self._list is None or said[1] != self._list[1]:
+                if self._list is not None:
+                    faults.append(changed(self._list, said))
                 self._new_list(said, run, watermark)
+            self._list = said  # perhaps the same names under another number
         if self._list is None or self._list[0] != number:
             return Taken(f"a message numbers its units by list {number}, which was not sent yet", faults=tuple(faults))
         if not len(message.unit):
@@ -61,7 +66,6 @@ class Spikes:
 
     def _new_list(self, said: tuple[int, tuple[str, ...]], run: int, watermark: int) -> None:
         self._done += self._block(run)
-        self._list = said
         self._done.append(
             UnitList(
                 source=self._source,
@@ -121,7 +125,7 @@ class SpikesWire:
         peer: Peer,
         clock: Clock,
         stop: Stopping,
-        say: Callable[..., None] = child.say,
+        say: Say = child.say,
     ) -> None:
         """Connect to the bridge; `run` does the rest."""
         self._feed = Feed("spikes", source, parse_spikes, Spikes(source.name), peer, clock, stop, say)

@@ -5,8 +5,6 @@ Called by `rig.sources.__main__`. The bytes are read in `zmq_parse`, accounted f
 business of `rig.traces`.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from rig import child
@@ -19,7 +17,8 @@ from rig.messages import (
     UnitList,
 )
 from rig.sources.spikes_zmq import changed
-from rig.sources.zmq_feed import Feed, Stopping, probe_feed
+from rig.sources.stopping import Say, Stopping
+from rig.sources.zmq_feed import Feed, probe_feed
 from rig.sources.zmq_ledger import Taken
 from rig.sources.zmq_parse import F32, FramesMessage, UnitsMessage, parse_traces
 
@@ -49,6 +48,10 @@ class Traces:
         if (sample := int(message.sample[0])) <= self._sample:
             return f"samples jumped back: frame {frame} begins at {sample}, frame {self._frame} began at {self._sample}"
         return ""
+
+    def most_ahead(self, message: UnitsMessage | FramesMessage) -> int:
+        """Return 0: frames come in order, so that their own numbers tell what is missing after `through`."""
+        return 0
 
     def take(self, message: UnitsMessage | FramesMessage, run: int, arrival_ns: int, watermark: int) -> Taken:
         """Take the frames, or the list, of one message."""
@@ -153,7 +156,7 @@ class TracesWire:
         peer: Peer,
         clock: Clock,
         stop: Stopping,
-        say: Callable[..., None] = child.say,
+        say: Say = child.say,
     ) -> None:
         """Connect to the bridge; `run` does the rest."""
         self._feed = Feed("traces", source, parse_traces, Traces(source.name), peer, clock, stop, say)

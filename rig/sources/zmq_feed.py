@@ -8,13 +8,16 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol
+from typing import Generic
 
 import zmq
 
 from rig.bus import Peer
 from rig.clock import Clock
 from rig.config_sources import SpikesWireSource, TracesWireSource
+from rig.sources.inbox import Inbox
+from rig.sources.sockets import request_socket
+from rig.sources.stopping import Say, Stopping
 from rig.sources.zmq_ledger import Contents, Ledger, M
 from rig.sources.zmq_parse import MAX_ARRAY_BYTES, Refusal, WireName, parse_reply
 
@@ -24,85 +27,7 @@ BATCH = 2_000  # messages read in one period: keeps a backlog from delaying docu
 ASK_EVERY_S = 0.25
 BURST = 5  # questions in a row; the one with the shortest round trip counts
 REPLY_MS = 100
-MAX_REPLY_BYTES = 1 << 16
-MESSAGE_OVERHEAD = 300  # bytes of Python around a message
-
-Say = Callable[..., None]
-
-
-class Stopping(Protocol):
-    """Whether to end; `rig.child.Stop` is one."""
-
-    def __bool__(self) -> bool:
-        """Return True once the source must end."""
-        ...
-
-
-class Inbox:
-    """A SUB socket in a thread that only receives and stamps, within a budget of bytes; what goes beyond is counted."""
-
-    def __init__(self, endpoint: str, budget_bytes: int, clock: Clock) -> None:
-        """Connect and start the thread."""
-        self._endpoint, self._budget, self._clock = endpoint, budget_bytes, clock
-        self._queue: deque[tuple[int, list[bytes], int]] = deque()
-        self._came_bytes = 0  # written by the thread only
-        self._taken_bytes = 0  # written by the reader only
-        self.dropped = 0
-        self._end = threading.Event()
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._receive, name="receive", daemon=True)
-        self._thread.start()
-
-    def _receive(self) -> None:
-        try:
-            sub: zmq.Socket[bytes]
-            with zmq.Context.instance().socket(zmq.SUB) as sub:
-                sub.setsockopt(zmq.RCVHWM, 0)  # the default of 1,000 loses messages without a trace
-                sub.setsockopt(zmq.MAXMSGSIZE, MAX_ARRAY_BYTES)
-                sub.setsockopt(zmq.LINGER, 0)
-                sub.setsockopt(zmq.RECONNECT_IVL, 100)
-                sub.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-                sub.subscribe(b"")
-                sub.connect(self._endpoint)
-                while not self._end.is_set():
-                    if sub.poll(50):
-                        self._drain(sub)
-        except zmq.ZMQError as error:
-            self._failure = error
-
-    def _drain(self, sub: "zmq.Socket[bytes]") -> None:
-        while not self._end.is_set():
-            try:
-                frames = sub.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            size = sum(map(len, frames)) + MESSAGE_OVERHEAD
-            if self._came_bytes - self._taken_bytes + size > self._budget:
-                self.dropped += 1
-                continue
-            self._came_bytes += size
-            self._queue.append((self._clock.now_ns(), frames, size))
-
-    @property
-    def waiting(self) -> int:
-        """Number of messages not taken yet."""
-        return len(self._queue)
-
-    def take(self, limit: int) -> list[tuple[int, list[bytes]]]:
-        """Return up to `limit` messages with their arrival, host ns; raises what ended the thread."""
-        if self._failure is not None:
-            raise self._failure
-        out = []
-        for _ in range(min(limit, len(self._queue))):
-            arrival_ns, frames, size = self._queue.popleft()
-            self._taken_bytes += size
-            out.append((arrival_ns, frames))
-        return out
-
-    def close(self) -> None:
-        """End the thread and its socket."""
-        self._end.set()
-        self._thread.join()
+LAST_PERIODS = 100
 
 
 class ClockPort:
@@ -118,7 +43,7 @@ class ClockPort:
 
     def _ask(self) -> None:
         try:
-            req = _request_socket(self._endpoint)
+            req = request_socket(self._endpoint)
         except zmq.ZMQError:  # no address of that kind: the data port says so
             return
         with req:
@@ -154,27 +79,6 @@ class ClockPort:
         self._thread.join()
 
 
-def _request_socket(endpoint: str) -> "zmq.Socket[bytes]":
-    """Return a REQ socket that may ask again without an answer and queues nothing for a bridge that is away."""
-    req: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
-    for option, value in (
-        (zmq.REQ_RELAXED, 1),
-        (zmq.REQ_CORRELATE, 1),
-        (zmq.IMMEDIATE, 1),
-        (zmq.LINGER, 0),
-        (zmq.MAXMSGSIZE, MAX_REPLY_BYTES),
-        (zmq.RECONNECT_IVL, 100),
-        (zmq.RECONNECT_IVL_MAX, 1000),
-    ):
-        req.setsockopt(option, value)
-    try:
-        req.connect(endpoint)
-    except zmq.ZMQError:
-        req.close()
-        raise
-    return req
-
-
 class Feed(Generic[M]):
     """The loop of a source: messages and clock replies in, documents out."""
 
@@ -198,7 +102,8 @@ class Feed(Generic[M]):
         self._refusal: Refusal | None = None
         self._dropped = 0
         self._unsent_said = False
-        self._inbox = Inbox(f"tcp://{source.host}:{source.port}", int(source.byte_budget_mb * 1e6), clock)
+        budget_bytes = int(source.byte_budget_mb * 1e6)
+        self._inbox = Inbox(f"tcp://{source.host}:{source.port}", budget_bytes, MAX_ARRAY_BYTES, clock)
         self._port = ClockPort(f"tcp://{source.host}:{source.port + 1}", clock)
 
     def run(self) -> int:
@@ -221,6 +126,12 @@ class Feed(Generic[M]):
                     self._peer.poll(max(rest_ns * 1e-9, 0.001))
                 self._peer.poll(0)
             self._period()
+            for _ in range(LAST_PERIODS):  # what came before the stop and was not read yet
+                if not self._inbox.waiting:
+                    break
+                self._period()
+            for document in self._ledger.finish(self._contents, self._clock.now_ns()):
+                self._peer.send(document)
             return 0
         except zmq.ZMQError as error:
             return self._fail(*_no_address(self._source.host, self._source.port, error))
@@ -233,6 +144,8 @@ class Feed(Generic[M]):
         now, ledger = self._clock.now_ns(), self._ledger
         drained = self._inbox.waiting <= BATCH
         for arrival_ns, frames in self._inbox.take(BATCH):
+            if frames is None:  # the connection broke: message numbers tell what was lost
+                continue
             self._replies(arrival_ns)
             message = self._parse(frames)
             if isinstance(message, Refusal):
@@ -317,7 +230,7 @@ def probe_feed(
     wait_s: float,
 ) -> tuple[str, str]:
     """Look whether usable messages come; return reason and cure, both empty if they do."""
-    inbox = Inbox(f"tcp://{host}:{port}", 4 * MAX_ARRAY_BYTES, clock)
+    inbox = Inbox(f"tcp://{host}:{port}", 4 * MAX_ARRAY_BYTES, MAX_ARRAY_BYTES, clock)
     clock_port = ClockPort(f"tcp://{host}:{port + 1}", clock)
     end_ns = clock.now_ns() + int(wait_s * 1e9)
     refusal: Refusal | None = None
@@ -326,10 +239,11 @@ def probe_feed(
         while clock.now_ns() < end_ns:
             pause.wait(0.02)
             for _, frames in inbox.take(BATCH):
-                message = parse(frames)
-                if not isinstance(message, Refusal):
+                message = parse(frames) if frames is not None else None
+                if isinstance(message, Refusal):
+                    refusal = message
+                elif message is not None:
                     return "", ""
-                refusal = message
         answers = bool(clock_port.take())
     except zmq.ZMQError as error:
         return _no_address(host, port, error)

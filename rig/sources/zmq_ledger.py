@@ -5,7 +5,8 @@ message holds beyond its head is the business of a `Contents` (`spikes_zmq`, `tr
 
 What it relies on is in docs/wires/spikes.md: messages of a run are numbered from 1 without holes, each says `through`,
 the sample before which everything was sent, and the clock reply states the number of the last message. So a message
-that is missing shows at the next one, and a missing last one at the next reply.
+that is missing shows at the next one, and a missing last one at the next reply. Whether samples keep pace with the
+host's clock is judged by the bridge's clock where it tells the time, else by arrivals (`pace`).
 """
 
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from rig.messages import (
 )
 from rig.sources.columns import ClockPairs, Columns, Faults
 from rig.sources.continuity import State
+from rig.sources.pace import Pace
 from rig.sources.zmq_parse import ClockReply, Head
 
 JITTER_S = 0.05  # `through` may go back so far, or be so much in the future, without meaning anything
 TAIL_GRACE_NS = 500_000_000  # a reply may overtake messages by less than this
 SILENT_NS = 750_000_000  # a bridge sends at least four messages a second
+TAIL_S = 1.0  # what was lost at the end may have run ahead by this
 OFFLINE_NS = 6_000_000_000
 CLOCK_SILENT_NS = 2_000_000_000
 BEHIND_S = 2.0
@@ -38,6 +41,8 @@ class Message(Protocol):
         """Return what the message says of itself."""
         ...
 
+
+_HOW = {"ahead": "jumped ahead", "stood still": "stood still"}
 
 M = TypeVar("M", bound=Message, contravariant=True)
 
@@ -58,6 +63,10 @@ class Contents(Protocol[M]):
 
     def breaks(self, message: M) -> str:
         """Say why the message cannot belong to the run so far; "" if it can."""
+        ...
+
+    def most_ahead(self, message: M) -> int:
+        """Return by how many samples lost data may have been newer than `through`."""
         ...
 
     def take(self, message: M, run: int, arrival_ns: int, watermark: int) -> Taken:
@@ -99,10 +108,17 @@ class Ledger:
         self._hole: int | None = 0  # first sample of a gap whose end is not known yet
         self._hole_lost = 0
         self._joining = True  # nothing of this run could be used yet, so that nothing is missing
-        self._lead = 0  # how far spikes have run ahead of `through`, samples
+        self._lead = 0  # how far data have run ahead of `through`, samples
         self._stated: tuple[int, int] | None = None  # number of a last message not seen yet, host ns of the reply
         self._tail = 0  # messages told as a lost tail since the last one that came
         self._behind = False
+        self._pace, self._clock_pace = Pace(), Pace()  # of messages, of the bridge's clock
+        self._through = -1  # newest of the run
+        self._held: int | None = None  # newest `through` that came out of pace and counts once the clock vouches for it
+        self._vouched = -1.0  # newest sample that the bridge's clock told in pace
+        self._told_ns: int | None = None  # when it last told the time of now
+        self._clock_sample = -1  # newest that the bridge's clock told
+        self._left = ""  # how the bridge's clock shows that samples mean other moments now
         self._columns = Columns(self.source)
         self._pairs = ClockPairs(self.source)
 
@@ -113,7 +129,7 @@ class Ledger:
         head = message.head
         if self._bridge_run is None:
             self._number = head.number - 1  # joined here: what came before is nobody's loss
-        elif (why := self._breaks(head) or contents.breaks(message)) != "":
+        elif (why := self._breaks(head) or contents.breaks(message) or self._leaves(head, arrival_ns)) != "":
             self._next_run(why, head, contents, arrival_ns)
         self._bridge_run, self._rate_hz = head.run, head.rate_hz
         self._count(head, arrival_ns)
@@ -130,7 +146,7 @@ class Ledger:
         if taken.problem and not self._joining:
             self._lose(1, taken.problem, arrival_ns)
         elif not taken.problem and head.through is not None:
-            self._complete(head, head.through, taken, arrival_ns)
+            self._complete(message, contents, head.through, taken, arrival_ns)
         self._messages += 1
         self.total += 1
         self._last_arrival_ns = arrival_ns
@@ -147,9 +163,25 @@ class Ledger:
             return f"samples jumped back from {self.watermark} to {head.through}"
         return ""
 
+    def _leaves(self, head: Head, arrival_ns: int) -> str:
+        """Say so if samples have left the host's clock; hold those back that may have."""
+        through = head.through
+        if through is None or through <= self._through:  # nothing new: a device that pauses is judged when it goes on
+            return self._left
+        self._through = through
+        verdict = self._pace.judge(through, arrival_ns, head.rate_hz)
+        if verdict == "steady" or through <= self._vouched:
+            self._held = None
+            return self._left
+        self._held = through
+        if self._left or (self._told_ns is not None and arrival_ns - self._told_ns <= CLOCK_SILENT_NS):
+            return self._left  # the next reply tells whether the data are late or the counter stood still
+        return "" if verdict == "late" else f"samples left the clock: the counter {_HOW[verdict]} at {through}"
+
     def _next_run(self, why: str, head: Head, contents: Contents[M], arrival_ns: int) -> None:
         detail = f"{self.source}: {why}; the run before was complete to sample {self.watermark}"
-        what = "samples jumped back" if why.startswith("samples jumped") else "device restarted"
+        kinds = ("samples jumped back", "samples left the clock")
+        what = next((kind for kind in kinds if why.startswith(kind)), "device restarted")
         self.faults.note(what, detail, f"a new run begins ({self.run + 1})", self._last_arrival_ns or arrival_ns)
         self._out += [*self._gathered(contents, None), self._continuity()]
         same = head.run == self._bridge_run and head.number > self._number
@@ -185,20 +217,23 @@ class Ledger:
         done = "logged; a response already closed does not count it. The bridge must send a smaller `through`"
         self.faults.note("late event", detail, done, arrival_ns)
 
-    def _complete(self, head: Head, through: int, taken: Taken, arrival_ns: int) -> None:
+    def _complete(self, message: M, contents: Contents[M], through: int, taken: Taken, arrival_ns: int) -> None:
         """Advance the watermark; what the bridge or the device left out is a gap."""
+        head = message.head
         for first, end in (*head.gaps, *taken.holes):
             self._gaps.append(Gap(first_sample=first, end_sample=end, messages=0))
         for first, end in head.gaps:
             detail = f"{self.source}: the bridge could not get samples {first} to {end} from its device"
             self.faults.note("samples missing", detail, "marked as a gap", arrival_ns)
         if self._hole is not None:
-            # What is lost may have run ahead as far as anything of this run did.
-            self._tell_gap(self._hole, through + self._lead)
+            # What is lost may have run ahead as far as anything of this run did, or as a bridge may.
+            most = contents.most_ahead(message) if self._hole_lost else 0
+            self._tell_gap(self._hole, through + max(self._lead, most))
             self._hole, self._hole_lost = None, 0
-        self.watermark = max(self.watermark, through)
         self._joining, self.usable = False, True
-        self._pairs.offer(through, arrival_ns, head.rate_hz)
+        if self._held is None:
+            self.watermark = max(self.watermark, through)
+            self._pairs.offer(through, arrival_ns, head.rate_hz)
 
     def _lose(self, lost: int, detail: str, since_ns: int) -> None:
         self._lost += lost
@@ -227,6 +262,8 @@ class Ledger:
             cure = "not used. The bridge's `sample` and `through` must count the same clock, `through` never ahead"
             self.faults.note("clock reply wrong", detail, cure, received_ns)
             return
+        if reply.present and not self._in_pace(reply.sample, received_ns):
+            return
         behind = reply.present and reply.sample - self.watermark > BEHIND_S * self._rate_hz and not self._joining
         if behind and not self._behind:
             detail = f"{self.source}: data are complete to sample {self.watermark}, the device is at {reply.sample:.0f}"
@@ -245,6 +282,23 @@ class Ledger:
                 round_trip_ns=received_ns - sent_ns if reply.present else None,
             )
         )
+
+    def _in_pace(self, sample: float, received_ns: int) -> bool:
+        """Whether the bridge's clock keeps pace; what came out of pace and is not newer then counts as complete."""
+        self._told_ns = received_ns
+        if sample <= self._clock_sample:  # it stands still; whether it does is judged when it goes on
+            return False
+        self._clock_sample = int(sample)
+        verdict = self._clock_pace.judge(int(sample), received_ns, self._rate_hz)
+        if verdict in ("ahead", "stood still"):
+            self._left = f"samples left the clock: the device's counter {_HOW[verdict]} at {sample:.0f}"
+        if verdict != "steady" or self._left:
+            return False
+        self._vouched = sample
+        if self._held is not None and self._held <= sample:  # the data were late, or are later or earlier from now on
+            self.watermark = max(self.watermark, self._held)
+            self._held, self._pace = None, Pace()
+        return True
 
     # --- silence ---
 
@@ -316,3 +370,15 @@ class Ledger:
         documents = [*self._out, *self._gathered(contents, now_ns), *self.faults.due(now_ns), self._continuity()]
         self._out = []
         return documents
+
+    def finish(self, contents: Contents[M], now_ns: int) -> list[Document]:
+        """Return the last documents: what was lost and not closed by a message is a gap, and no fault stays untold."""
+        if self._hole is not None and self._hole_lost and not self._joining:
+            first, passed_ns = self._hole, now_ns - (self._last_arrival_ns or now_ns)
+            end = max(self.watermark, self._through) + int((TAIL_S + passed_ns * 1e-9) * self._rate_hz)
+            self._tell_gap(first, end)
+            self._hole, self._hole_lost = None, 0
+            detail = f"{self.source}: at the end no message had come behind those that were lost"
+            self.faults.note("tail missing", detail, f"samples {first} to {end} are a gap", self._last_arrival_ns)
+        documents = self.harvest(contents, now_ns)
+        return [*documents[:-1], *self.faults.due(now_ns, everything=True), documents[-1]]

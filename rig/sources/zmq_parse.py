@@ -9,10 +9,12 @@ import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from rig.sources.openephys_parse import RATES_HZ, encodable
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -51,6 +53,7 @@ class Head:
     through: int | None  # device sample before which everything was sent; None in a message without data
     edges: tuple[tuple[int, int, int], ...]  # (line, state, sample)
     gaps: tuple[tuple[int, int], ...]  # (first sample, end) that the bridge itself could not get
+    ahead: int | None = None  # no spike is newer than `through` by so many samples; None: by AHEAD_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +129,13 @@ def _number(fields: dict[str, Any], key: str, lowest: float, highest: float) -> 
     return float(value)
 
 
+def _is_name(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and 1 <= len(value) <= 64 and encodable(value)
+
+
 def _run(fields: dict[str, Any]) -> str:
     value = fields.get("run")
-    if not isinstance(value, str) or not 1 <= len(value) <= 64:
+    if not _is_name(value):
         raise _Wrong(f"run is {_short(value)}, expected a text of 1 to 64 characters, new at each start of the bridge")
     return value
 
@@ -154,8 +161,8 @@ def _names(fields: dict[str, Any]) -> tuple[str, ...]:
     value = fields.get("units")
     if not isinstance(value, list) or len(value) > MAX_UNITS:
         raise _Wrong(f"units is {_short(value)}, expected a list of up to {MAX_UNITS} names")
-    if not all(isinstance(name, str) and 1 <= len(name) <= 64 for name in value):
-        raise _Wrong("units has a name that is no text of 1 to 64 characters")
+    if not all(map(_is_name, value)):
+        raise _Wrong("units has a name that is no text of 1 to 64 characters, or holds half a character (a surrogate)")
     if len(set(value)) != len(value):
         seen: set[str] = set()
         twice = next(name for name in value if name in seen or seen.add(name))  # type: ignore[func-returns-value]
@@ -163,16 +170,18 @@ def _names(fields: dict[str, Any]) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _head(fields: dict[str, Any], data: bool) -> Head:
+def _head(fields: dict[str, Any], data: bool, spikes: bool = False) -> Head:
     edges, gaps = _rows(fields, "edges", (63, 1, MAX_SAMPLE)), _rows(fields, "gaps", (MAX_SAMPLE, MAX_SAMPLE))
+    rate_hz = _number(fields, "rate_hz", *RATES_HZ)
     return Head(
         run=_run(fields),
         number=_whole(fields, "number", 1),
-        rate_hz=_number(fields, "rate_hz", 1e-3, 1e9),
+        rate_hz=rate_hz,
         list_number=_whole(fields, "list", 0, 1 << 31),
         through=_whole(fields, "through") if data else None,
         edges=tuple((row[0], row[1], row[2]) for row in edges),
         gaps=tuple((row[0], row[1]) for row in gaps if row[0] < row[1]),
+        ahead=_whole(fields, "ahead", 0, int(AHEAD_S * rate_hz)) if spikes and "ahead" in fields else None,
     )
 
 
@@ -209,7 +218,7 @@ def parse_spikes(frames: Sequence[bytes]) -> SpikesMessage | Refusal:
     if isinstance(fields, Refusal):
         return fields
     try:
-        head = _head(fields, data=True)
+        head = _head(fields, data=True, spikes=True)
         units = _names(fields) if "units" in fields else None
         if len(frames) != 2:
             raise _Wrong(f"{len(frames)} frames, expected a header and one array")
@@ -230,6 +239,8 @@ def _check_spikes(rows: I64, head: Head, units: int) -> None:
         odd = low[0] if low[0] < 0 else high[0]
         raise _Wrong(f"a unit index {odd} with {units} units: not little-endian int64, or counted from 1?")
     assert head.through is not None  # noqa: S101 - data
+    if head.ahead is not None and high[1] >= head.through + head.ahead:
+        raise _Wrong(f"a spike at sample {high[1]} while through is {head.through} and ahead {head.ahead}")
     if low[1] < 0 or high[1] > head.through + AHEAD_S * head.rate_hz:
         odd = low[1] if low[1] < 0 else high[1]
         raise _Wrong(f"a spike at sample {odd} while through is {head.through}: not little-endian, or other samples?")
