@@ -231,7 +231,7 @@ class ClockMap:
     def warnings(self) -> list[tuple[str, str]]:
         """Return what is wrong with the clock (what, detail) and was not returned before; each once per run.
 
-        "clock drift": over 150 ppm; "clock residual": a pair or the fit is over 1 ms off; "clock stepped": each step.
+        "clock drift": over 150 ppm; "clock residual": a pair, or the fit of round trips or edges, is over 1 ms off; "clock stepped": each step.
         """
         line, drift = self._believed(self._chosen), self.drift_ppm()
         if line is not None:
@@ -241,7 +241,8 @@ class ClockMap:
             if drift is not None and abs(drift) - doubt * 1e6 > DRIFT_PPM:
                 detail = f"the device's clock is {drift:+.0f} ppm off its nominal {self.nominal_hz:g} Hz"
                 self._warn("clock drift", f"{detail}; over {DRIFT_PPM:g} ppm")
-            if line.residual_ns > RESIDUAL_NS:
+            # The scatter of arrivals is that of messages on their way, in the bound, and no news of the clock.
+            if line.kind != "arrival" and line.residual_ns > RESIDUAL_NS:
                 self._warn("clock residual", f"pairs by {line.kind} scatter by {line.residual_ns * 1e-6:.3f} ms")
         news, self._news = self._news, []
         return news

@@ -42,6 +42,7 @@ def test_online_reaches_what_the_batch_reaches_and_leaves_less_of_the_image_befo
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_the_load_goes_through_all_processes_without_loss(tmp_path: Path) -> None:
     figures = load(0.15, 60, tmp_path, HostClock())
     assert figures["frames_published"] >= figures["frames_journalled"] > 0.15 * 60 * 30
