@@ -231,7 +231,8 @@ class ClockMap:
     def warnings(self) -> list[tuple[str, str]]:
         """Return what is wrong with the clock (what, detail) and was not returned before; each once per run.
 
-        "clock drift": over 150 ppm; "clock residual": a pair, or the fit of round trips or edges, is over 1 ms off; "clock stepped": each step.
+        "clock drift": over 150 ppm; "clock residual": a pair, or the fit of round trips or edges, is over 1 ms off;
+        "clock stepped": each step.
         """
         line, drift = self._believed(self._chosen), self.drift_ppm()
         if line is not None:
