@@ -225,6 +225,8 @@ def test_silence_of_a_sender_is_told(animal: Animal) -> None:
         collector.until(lambda: running.ready, each=animal.due)
         collector.until(lambda: "no data" in [f.what for f in collector.all(Fault)])
         collector.until(lambda: collector.all(Continuity)[-1].state == "stalled")
+    (told,) = [f for f in collector.all(Fault) if f.what == "no data"]
+    assert told.since_host_ns is not None, "silence is told once, with its time"
 
 
 def failed(names: tuple[str, str | None], each: Callable[[], object] | None = None) -> tuple[str, str]:

@@ -479,6 +479,7 @@ def test_silent_neurons_do_not_keep_a_session_from_starting(gui: Gui) -> None:
     with start(collector, gui.port) as running:
         collector.until(lambda: running.ready)
         collector.until(lambda: "no event yet" in faults(collector))
+    assert running.code == 0
 
 
 # --- the quick look ---------------------------------------------------------------------------------------------------

@@ -252,6 +252,8 @@ def test_a_clock_port_that_falls_silent_is_told(made: Made) -> None:
         collector.until(lambda: methods(collector)[-1:] == ["arrival"], each=animal.due)
         animal.faults.mute_clock = False
         collector.until(lambda: methods(collector)[-1:] == ["round_trip"], each=animal.due)
+    assert running.code == 0
+    assert {"round_trip", "arrival"} == set(methods(collector))
 
 
 # --- garbage, and nobody ----------------------------------------------------------------------------------------------
