@@ -125,53 +125,47 @@ def _each_its_own(**streams: str | None) -> None:
             named[name] = place
 
 
-class LslSpikeSource(Part):
+class LslNeural(Part):
+    """What LSL streams with neurons share."""
+
+    edges: StreamName | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
+    photodiode_line: PhotodiodeLine = 0
+    max_age_s: MaxAge = 2.0
+
+    @model_validator(mode="after")
+    def _streams(self) -> Self:
+        """Refuse one stream for two purposes."""
+        _each_its_own(**{p: getattr(self, p) for p in ("stream", "neuropil", "edges") if hasattr(self, p)})
+        return self
+
+
+class LslSpikeSource(LslNeural):
     """An LSL stream of spike events: channels (unit index, device sample); a marker stream may carry the photodiode."""
 
     type: Literal["lsl_spikes"] = "lsl_spikes"
     name: SourceName = "lsl"
     stream: StreamName = Field(description="Name of the LSL stream with the spikes.")
-    edges: StreamName | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
-    photodiode_line: PhotodiodeLine = 0
-    max_age_s: MaxAge = 2.0
-
-    @model_validator(mode="after")
-    def _streams(self) -> Self:
-        _each_its_own(stream=self.stream, edges=self.edges)
-        return self
 
 
-class LslCountSource(Part):
+class LslCountSource(LslNeural):
     """An LSL stream of binned spike counts, one channel per unit; samples are us of the sender's clock."""
 
     type: Literal["lsl_counts"] = "lsl_counts"
     name: SourceName = "lsl"
     stream: StreamName = Field(description="Name of the LSL stream with the counts.")
-    edges: StreamName | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
-    photodiode_line: PhotodiodeLine = 0
-    max_age_s: MaxAge = 2.0
-
-    @model_validator(mode="after")
-    def _streams(self) -> Self:
-        _each_its_own(stream=self.stream, edges=self.edges)
-        return self
 
 
-class LslCalciumSource(Part):
+class LslCalciumSource(LslNeural):
     """An LSL stream of fluorescence, one channel per ROI; samples are us of the sender's clock."""
 
     type: Literal["lsl_calcium"] = "lsl_calcium"
     name: SourceName = "scope"
     stream: StreamName = Field(description="Name of the LSL stream with the fluorescence.")
     neuropil: StreamName | None = Field(default=None, description="Name of the LSL stream with neuropil, null if none.")
-    edges: StreamName | None = Field(default=None, description="Name of the LSL stream with TTL edges, null if none.")
-    photodiode_line: PhotodiodeLine = 0
     calcium: Calcium = Calcium(neuropil=0.0)
-    max_age_s: MaxAge = 2.0
 
     @model_validator(mode="after")
-    def _streams(self) -> Self:
-        _each_its_own(stream=self.stream, neuropil=self.neuropil, edges=self.edges)
+    def _neuropil(self) -> Self:
         if self.neuropil is None and self.calcium.neuropil > 0:
             raise ValueError(
                 f"calcium.neuropil is {self.calcium.neuropil:g}, and no stream of neuropil is named; name it in "
