@@ -132,6 +132,9 @@ class Responses(Part):
     window_s: tuple[float, float] = Field(default=(0.05, 0.15), description="Response window from image onset, s.")
     baseline: Baseline = Baseline()
     min_coverage: float = Field(default=1.0, gt=0, le=1, description="Smallest covered fraction of a usable response.")
+    max_onset_uncertainty_s: float = Field(
+        default=0.03, gt=0, le=10, description="Largest stated uncertainty of the onset of a usable response, s."
+    )
     edge_tolerance_s: float = Field(
         default=0.04, gt=0, le=0.2, description="Largest distance of a photodiode edge from its flip, s."
     )

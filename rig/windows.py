@@ -323,6 +323,9 @@ class WindowFold:
         reason = self._too_short
         if not reason and coverage < settings.min_coverage:
             reason = f"only {coverage:.1%} of its windows is covered by complete data"
+        elif not reason and onset.uncertainty_ns > settings.max_onset_uncertainty_s * 1e9:
+            known_ms = onset.uncertainty_ns / 1e6
+            reason = f"its onset is known to {known_ms:.0f} ms only (responses.max_onset_uncertainty_s)"
         elif not reason:
             missing = [s for s, v in zip(spans, (count, early), strict=False) if v is not None and np.isnan(v).all()]
             reason = device.why_missing(missing[0]) if missing else ""
