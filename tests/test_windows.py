@@ -579,7 +579,6 @@ def test_when_the_clock_map_steps_or_moves_its_lags_are_void_and_the_bound_says_
     # Without a lag the config's stands, as good as the tolerance; with one, half a frame.
     assert (r.onset_uncertainty_ns > 40_000_000) == (shift != 0)
     assert (r.onset_uncertainty_ns < 12_000_000) == (shift == 0)
-    assert r.usable == (shift == 0), "what is known to 40 ms only is not scored"
     assert ("its onset is known to" in r.reason) == (shift != 0)
 
 
