@@ -110,7 +110,7 @@ def demo(
 ) -> None:
     """Watch a simulated neuron's favourite image evolve: screen, eye, neurons, wire, recorder, evolution, log."""
     from rig.demo import run_demo
-    from rig.screen import NoScreen
+    from rig.display.virtual import NoScreen
     from rig.supervisor import SessionFailed
 
     path = config or Path(__file__).parent.parent / "configs" / "demo.yaml"
@@ -207,7 +207,7 @@ def _torch_as_live(settings: Config) -> None:
 
 
 def _write_report(folder: Path) -> None:
-    from rig.report import write
+    from rig.report.page import write
 
     console.print(f"report [bold]{write(folder)}[/], figures {folder / 'figures'}")
 
@@ -244,8 +244,8 @@ def clocks(
     """Fit every device's clock again, from both sides, and compare with the map that the session used."""
     import json
 
-    from rig.barcodes import BarcodeFormat
-    from rig.clockfit import KINDS_NEEDED, compare_barcodes, figures, photodiode_lags, runs_of
+    from rig.clocks.barcodes import BarcodeFormat
+    from rig.clocks.clockfit import KINDS_NEEDED, compare_barcodes, figures, photodiode_lags, runs_of
     from rig.journal import read_all
 
     entries = read_all(_existing(folder) / "session.journal", KINDS_NEEDED)
@@ -269,7 +269,7 @@ def clocks(
 @app.command()
 def recover(folder: SessionFolder) -> None:
     """Rebuild session.h5 from the journal, also from one that was torn by a kill or a power loss."""
-    from rig.view import build
+    from rig.view.h5 import build
 
     console.print(f"rebuilt [bold]{build(_existing(folder))}[/]", soft_wrap=True)
 

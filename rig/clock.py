@@ -1,7 +1,7 @@
 """Clocks. The only module that reads the time; everything else takes a clock as an argument.
 
 The one clock of a session is the host's monotonic clock in ns (`time.perf_counter_ns`; CLOCK_MONOTONIC on Linux,
-equal to LSL's local_clock there). Clock maps live in `rig.clockmap`.
+equal to LSL's local_clock there). Clock maps live in `rig.clocks.clockmap`.
 """
 
 import time

@@ -10,11 +10,11 @@ from rich.console import Console
 from rig.clock import Clock
 from rig.compare import Compared, compare, onset_figures
 from rig.config import Config, EvolvePhase
-from rig.guest_rig import SAID_BYE
+from rig.display.guest_rig import SAID_BYE
+from rig.display.virtual import virtual_screen
 from rig.journal import read_all
 from rig.messages import StopRequested
 from rig.runs import new_folder, run_session, simulated_animal
-from rig.screen import virtual_screen
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Ask the operating system for real-time priority, and say in words what was granted.
 
-Called once by `rig.session` before the window opens, so that the threads of the graphics driver inherit it; preflight
-asks what would be granted. The words go into the log: a run without real-time priority must be known as one.
+Called once by `rig.display.session` before the window opens, so that the threads of the graphics driver inherit it;
+preflight asks what would be granted. The words go into the log: a run without real-time priority must be known as one.
 """
 
 import os

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from rig.config import Config, EvolvePhase, PresentPhase
 from rig.config_sources import LslCalciumSource, LslCountSource, TracesWireSource
-from rig.gaze_lately import GazeLately
 from rig.journal import JournalReader
 from rig.messages import (
     RATE_UNITS,
@@ -26,6 +25,7 @@ from rig.messages import (
     StopRequested,
     TrialIntent,
 )
+from rig.responses.gaze_lately import GazeLately
 
 Measure = Literal["spikes", "counts", "deconvolved", "dff"]
 WAIT_SHOWN_NS = 2_000_000_000  # a fixation takes a moment before every trial: a longer wait is worth a row

@@ -32,8 +32,8 @@ from rig.messages import (
     kind_of,
 )
 from rig.provenance import process_started, session_start
+from rig.responses.windows import WindowFold
 from rig.timing import drain_s
-from rig.windows import WindowFold
 
 NAME = "recorder"
 CREDIT_ENTRIES = 400

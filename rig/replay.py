@@ -21,7 +21,7 @@ from rig.messages import (
     StimulusPrepared,
     kind_of,
 )
-from rig.windows import WindowFold
+from rig.responses.windows import WindowFold
 
 
 class Fold(Protocol):

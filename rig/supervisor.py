@@ -205,12 +205,12 @@ class Supervisor:
         self._wait()
         assert recorder.ready is not None  # noqa: S101 - just waited for
         endpoint = ("--endpoint", str(recorder.ready["endpoint"]))
-        display = "rig.session" if self._config.guest is None else "rig.guest"
+        display = "rig.display.session" if self._config.guest is None else "rig.display.guest"
         others = [self._start("rig", display, *endpoint), self._start("model", "models", *endpoint)]
         if self._config.outputs:
             others.append(self._start("outputs", "rig.outputs", *endpoint))
         others += [self._start(s.name, "rig.sources", *endpoint, "--name", s.name) for s in self._config.sources]
-        others.append(self._start("view", "rig.view"))
+        others.append(self._start("view", "rig.view.h5"))
         self._wait()
         for child in self._children.values():
             child.say("go")
@@ -222,7 +222,7 @@ class Supervisor:
             return False
         self._views += 1
         child.end(0.1)
-        self._start("view", "rig.view")
+        self._start("view", "rig.view.h5")
         return True
 
     def _until_end(self, watch: Callable[[], None]) -> str:

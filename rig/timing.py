@@ -4,7 +4,7 @@ from rig.config import Config
 from rig.config_sources import LslCalciumSource, LslCountSource, TracesWireSource
 
 # A trace's window needs the frame that ends after it, and deconvolution two more. Until the frame rate is known one
-# second counts for it (rig.traces).
+# second counts for it (rig.responses.traces).
 FRAMES_S = 1.0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from rig.screen import virtual_screen
+from rig.display.virtual import virtual_screen
 
 # Tests share the cores with real-time processes: how long one example takes says nothing about the code.
 hypothesis.settings.register_profile("shared cores", deadline=None)

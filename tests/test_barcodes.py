@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rig.barcodes import Barcode, BarcodeFormat, host_pairs, line_edges, read_barcodes, shared, signal
-from rig.clockmap import ClockMap
+from rig.clocks.barcodes import Barcode, BarcodeFormat, host_pairs, line_edges, read_barcodes, shared, signal
+from rig.clocks.clockmap import ClockMap
 from rig.messages import EdgeBlock
 
 RATE = 30_000.0

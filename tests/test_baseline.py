@@ -5,7 +5,7 @@ import pytest
 
 from rig.config import parse
 from rig.messages import Fault, Proposal, Slot
-from rig.windows import WindowFold
+from rig.responses.windows import WindowFold
 from stimuli.spec import Blank, Stimulus
 from tests.test_windows import COUNTS, Device, device
 

@@ -8,7 +8,7 @@ import pytest
 from rig.bench.clock_peer import LINKS, edge
 from rig.bench.clocks import TARGETS_MS, Exam, clocks, device_clock, round_trip, shared_edge, shortest
 from rig.clock import FakeClock, HostClock
-from rig.clockmap import ASK_EVERY_NS, BURST
+from rig.clocks.clockmap import ASK_EVERY_NS, BURST
 from rig.messages import ClockSample
 
 

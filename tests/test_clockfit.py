@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rig.animal.device_clock import DeviceClock
-from rig.barcodes import BarcodeFormat, signal
 from rig.bench.clock_peer import LINKS, edge
 from rig.bench.clocks import RATE_HZ, device_clock, round_trip, shared_edge
 from rig.cli import app
-from rig.clockfit import Run, TwoSidedMap, compare_barcodes, figures, online_of, photodiode_lags, runs_of
+from rig.clocks.barcodes import BarcodeFormat, signal
+from rig.clocks.clockfit import Run, TwoSidedMap, compare_barcodes, figures, online_of, photodiode_lags, runs_of
 from rig.encoding import encode, encode_entry
 from rig.journal import JournalWriter, read_all
 from rig.messages import ClockSample, Continuity, Document, EdgeBlock, Entry, Envelope, SessionStart

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rig.clockmap import ClockMap
+from rig.clocks.clockmap import ClockMap
 from rig.messages import ClockSample
 
 F64 = npt.NDArray[np.float64]

@@ -3,9 +3,9 @@
 import numpy as np
 
 from rig.config_sources import OpenEphysSource
-from rig.device_data import MOST_EARLY, DeviceData
 from rig.messages import Continuity, SpikeBlock, UnitList
-from rig.spikes_kept import SpikesKept
+from rig.responses.device_data import MOST_EARLY, DeviceData
+from rig.responses.spikes_kept import SpikesKept
 
 
 def listed(from_sample: int, *units: str) -> UnitList:

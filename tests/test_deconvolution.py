@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
 
-from rig.deconvolution import FixedLag, deconvolve
+from rig.responses.deconvolution import FixedLag, deconvolve
 
 F64 = npt.NDArray[np.float64]
 DECAY = float(np.exp(-1 / 30 / 0.7))

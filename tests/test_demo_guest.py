@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rig.guest_rig import SAID_BYE
+from rig.display.guest_rig import SAID_BYE
 from rig.journal import read_all
 from rig.messages import Presented, StopRequested
 from tests.test_end_to_end import STIMLOOP, children_of, free_ports

@@ -18,8 +18,8 @@ import pytest
 
 from rig.clock import HostClock
 from rig.config import Display, Limits
-from rig.display import NO_SCREEN
-from rig.frames import FrameMaker
+from rig.display.frames import FrameMaker
+from rig.display.window import NO_SCREEN
 from rig.priority import ask, permitted
 from stimuli.geometry import Rect, pixel_angles
 from stimuli.spec import Blank, Stimulus

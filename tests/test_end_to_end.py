@@ -229,7 +229,7 @@ def test_a_signal_ends_a_session_in_order_also_after_its_view_was_killed(
             if "evolve generation 2" in line:
                 break
         for child in psutil.Process(process.pid).children(recursive=True):
-            if "rig.view" in child.cmdline():
+            if "rig.view.h5" in child.cmdline():
                 child.kill()
         for line in process.stdout:  # the session goes on
             if "evolve generation 3" in line:

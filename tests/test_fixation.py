@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rig.config_outputs import Fixation
-from rig.fixation import GazeWindow
 from rig.messages import BehaviourBlock, ClockSample, Continuity
+from rig.responses.fixation import GazeWindow
 
 HOST0 = 7_000_000_000
 RATE = 1e6  # us of the sender's clock

@@ -27,7 +27,7 @@ from rig.messages import (
     SpikeBlock,
     Tick,
 )
-from rig.windows import WindowFold
+from rig.responses.windows import WindowFold
 from tests.test_end_to_end import STIMLOOP, children_of, free_ports
 
 ROOT = Path(__file__).parent.parent

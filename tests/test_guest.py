@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from rig.clock import FakeClock
 from rig.config import Config, parse
-from rig.frames import FrameMaker
-from rig.guest_rig import GuestRig
-from rig.guest_wire import BadRequest, Hello
-from rig.guest_wire import parse as parse_request
+from rig.display.frames import FrameMaker
+from rig.display.guest_rig import GuestRig
+from rig.display.guest_wire import BadRequest, Hello
+from rig.display.guest_wire import parse as parse_request
+from rig.display.places import places
 from rig.journal import read_all
 from rig.messages import (
     ClockSample,
@@ -37,7 +38,6 @@ from rig.messages import (
     StopRequested,
     TrialIntent,
 )
-from rig.places import places
 from rig.provenance import process_started
 from stimuli.spec import Blank, LatentImage, Stimulus
 from tests.test_end_to_end import STIMLOOP, children_of, free_ports

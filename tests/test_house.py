@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rig.screen import virtual_screen
+from rig.display.virtual import virtual_screen
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("rig", "models", "stimuli")
@@ -19,14 +19,14 @@ HEAVY = {
 
 # What each child process may have loaded of the heavy libraries; all others are forbidden to it.
 CHILDREN = {
-    "rig.session": {"zmq", "psychopy", "pyglet", "skimage"},
-    "rig.display": {"psychopy", "pyglet"},
+    "rig.display.session": {"zmq", "psychopy", "pyglet", "skimage"},
+    "rig.display.window": {"psychopy", "pyglet"},
     "rig.sources.__main__": {"zmq", "pylsl"},
     "rig.recorder": {"zmq"},
     "rig.outputs.__main__": {"zmq"},
     "rig.outputs.pulser": set(),
     "rig.outputs.guardian": set(),
-    "rig.view": {"h5py"},
+    "rig.view.h5": {"h5py"},
     "rig.animal.__main__": {"zmq", "pylsl", "mss"},
     "models.__main__": {"zmq", "torch", "skimage"},
     "stimuli.render": {"skimage"},
@@ -53,7 +53,7 @@ def test_each_process_loads_only_its_own_heavy_libraries(module: str, allowed: s
 def test_the_display_process_has_no_torch_even_with_its_graphics_loaded() -> None:
     """PsychoPy brings much along; torch and HDF5 must not be among it."""
     with virtual_screen((64, 64)):
-        loaded = loaded_by("import rig.session; from rig.display import load_graphics; load_graphics()")
+        loaded = loaded_by("import rig.display.session; from rig.display.window import load_graphics; load_graphics()")
     assert "psychopy" in loaded
     assert not loaded & {"torch", "h5py", "pylsl", "models"}
 
@@ -65,31 +65,31 @@ VIOLATIONS = (
     ("stimuli.render", "rig.config"),
     ("stimuli.search", "models.server"),
     ("stimuli.spec", "rig.messages"),
-    ("rig.windows", "models.agents"),
+    ("rig.responses.windows", "models.agents"),
     ("rig.replay", "models.server"),
     ("models.server", "rig.bus"),
     ("models.agents.evolve", "rig.journal"),
-    ("models.__main__", "rig.windows"),
+    ("models.__main__", "rig.responses.windows"),
     ("rig.recorder", "rig.cli"),
-    ("rig.session", "rig.recorder"),
-    ("rig.view", "rig.session"),
-    ("rig.recorder", "rig.view"),
-    ("rig.session", "torch"),
+    ("rig.display.session", "rig.recorder"),
+    ("rig.view.h5", "rig.display.session"),
+    ("rig.recorder", "rig.view.h5"),
+    ("rig.display.session", "torch"),
     ("rig.bus", "torch"),
     ("stimuli.bank", "torch"),
-    ("rig.session", "psychopy"),
+    ("rig.display.session", "psychopy"),
     ("models.server", "h5py"),
     ("rig.recorder", "h5py"),
-    ("rig.session", "zmq"),
+    ("rig.display.session", "zmq"),
     ("models.__main__", "zmq"),
     ("rig.recorder", "pylsl"),
-    ("rig.display", "mss"),
-    ("rig.trial", "socket"),
-    ("rig.windows", "datetime"),
+    ("rig.display.window", "mss"),
+    ("rig.display.trial", "socket"),
+    ("rig.responses.windows", "datetime"),
     ("models.agents.present", "time"),
     ("models.server", "threading"),
-    ("rig.trial", "rig.clock"),
-    ("rig.session", "time"),
+    ("rig.display.trial", "rig.clock"),
+    ("rig.display.session", "time"),
     ("rig.supervisor", "rig.animal.process"),
     ("rig.outputs.service", "rig.animal.valve"),
     ("rig.outputs.pulser", "serial"),

@@ -96,7 +96,8 @@ def pids(parent: psutil.Process) -> dict[str, int]:
         words = process.cmdline()
         if "-m" in words:
             module = words[words.index("-m") + 1]
-            name = {"rig.session": "rig", "models": "model", "rig.cli": "animal"}.get(module, module.split(".")[-1])
+            names = {"rig.display.session": "rig", "models": "model", "rig.cli": "animal", "rig.view.h5": "view"}
+            name = names.get(module, module.split(".")[-1])
             found[name] = process.pid
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rig.clockfit import figures, runs_of
+from rig.clocks.clockfit import figures, runs_of
 from rig.messages import (
     ClockSample,
     Entry,
@@ -21,10 +21,10 @@ from rig.messages import (
     SessionStart,
     SpikeBlock,
 )
-from rig.report import write
-from rig.report_data import NotASession, open_session
-from rig.report_figures import best_stimulus, mean_sem, raster_groups
-from rig.view import build
+from rig.report.data import NotASession, open_session
+from rig.report.figures import best_stimulus, mean_sem, raster_groups
+from rig.report.page import write
+from rig.view.h5 import build
 from tests.synthetic_session import Synthetic, write_journal
 
 

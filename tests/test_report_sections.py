@@ -17,10 +17,10 @@ from rig.messages import (
     TraceBlock,
     UnitList,
 )
-from rig.report import write
-from rig.report_data import open_session
-from rig.report_figures import around_s, raster, raster_groups
-from rig.report_traces import traces
+from rig.report.data import open_session
+from rig.report.figures import around_s, raster, raster_groups
+from rig.report.page import write
+from rig.report.traces import traces
 from tests.synthetic_session import RATE_HZ, Synthetic
 from tests.test_report import made, page, with_document
 

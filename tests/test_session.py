@@ -16,10 +16,13 @@ import pytest
 from rig.bus import Hub, Peer
 from rig.clock import FakeClock, HostClock
 from rig.config import Config, parse
-from rig.display import WindowLost
-from rig.frames import FrameMaker
+from rig.display.frames import FrameMaker
+from rig.display.loop import Session
+from rig.display.places import places
+from rig.display.programme import WANTS
+from rig.display.trial import State
+from rig.display.window import WindowLost
 from rig.journal import read_all
-from rig.loop import Session
 from rig.messages import (
     Document,
     Entry,
@@ -35,11 +38,8 @@ from rig.messages import (
     StopRequested,
     TrialIntent,
 )
-from rig.places import places
-from rig.programme import WANTS
 from rig.provenance import process_started
 from rig.recorder import Recorder
-from rig.trial import State
 from stimuli.spec import Blank, Grating, LatentImage, Stimulus
 
 CONFIG = """
@@ -511,7 +511,7 @@ def test_a_restarted_rig_goes_on_where_the_log_ends() -> None:
 
 
 class Rig:
-    """`python -m rig.session` beside a recorder that the test steps."""
+    """`python -m rig.display.session` beside a recorder that the test steps."""
 
     def __init__(self, folder: Path, text: str) -> None:
         self.folder = folder
@@ -536,7 +536,10 @@ class Rig:
 
     def spawn(self, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "rig.session", "--folder", str(self.folder), "--endpoint", self.hub.endpoint],
+            [
+                *(sys.executable, "-m", "rig.display.session"),
+                *("--folder", str(self.folder), "--endpoint", self.hub.endpoint),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -613,7 +616,7 @@ def _fails(folder: Path, text: str, display: str | None) -> dict[str, str]:
     if display is not None:
         environment["DISPLAY"] = display
     done = subprocess.run(
-        [sys.executable, "-m", "rig.session", "--folder", str(folder), "--endpoint", "tcp://127.0.0.1:9"],
+        [sys.executable, "-m", "rig.display.session", "--folder", str(folder), "--endpoint", "tcp://127.0.0.1:9"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -8,9 +8,9 @@ import pytest
 
 from rig.animal.calcium import Microscope
 from rig.config_sources import Calcium, CalciumSimulation, LslCountSource, TracesWireSource
-from rig.fluorescence import BLOCKS, WARM_UP_BLOCKS, RunningBaseline
 from rig.messages import TraceBlock, UnitList
-from rig.traces import TraceFold
+from rig.responses.fluorescence import BLOCKS, WARM_UP_BLOCKS, RunningBaseline
+from rig.responses.traces import TraceFold
 
 F64 = npt.NDArray[np.float64]
 RATE_HZ = 30_000.0

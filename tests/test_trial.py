@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rig.clock import FakeClock
+from rig.display.pacing import FrameGrid
+from rig.display.trial import TABLE, BadProposal, Event, IllegalEvent, Planner, State, TrialPlan, after, check_proposal
 from rig.messages import (
     Presented,
     Proposal,
@@ -15,8 +17,6 @@ from rig.messages import (
     Slot,
     TrialIntent,
 )
-from rig.pacing import FrameGrid
-from rig.trial import TABLE, BadProposal, Event, IllegalEvent, Planner, State, TrialPlan, after, check_proposal
 from stimuli.spec import Blank, Grating, LatentImage, Stimulus
 
 

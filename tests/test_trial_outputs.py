@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rig.config import Config
-from rig.display import WindowLost
+from rig.display.window import WindowLost
 from rig.messages import (
     BehaviourBlock,
     ClockSample,

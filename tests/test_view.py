@@ -30,9 +30,9 @@ from rig.messages import (
     UnitList,
     kind_of,
 )
-from rig.view import SessionFile, build, follow
-from rig.view_fold import ViewFold
-from rig.view_tables import SCHEMAS
+from rig.view.fold import ViewFold
+from rig.view.h5 import SessionFile, build, follow
+from rig.view.tables import SCHEMAS
 from stimuli.render import gamma_table
 from tests.synthetic_session import Synthetic, other_devices, write_journal
 
@@ -576,7 +576,7 @@ def test_the_end_of_a_killed_session_is_waited_for_and_then_filed(entries: list[
 
 
 def start(folder: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "rig.view", "--folder", str(folder), "--endpoint", "tcp://127.0.0.1:1"]
+    command = [sys.executable, "-m", "rig.view.h5", "--folder", str(folder), "--endpoint", "tcp://127.0.0.1:1"]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert json.loads(process.stdout.readline()).keys() == {"ready"}
@@ -620,7 +620,7 @@ def test_the_process_ends_when_the_session_never_began(tmp_path: Path) -> None:
 
 
 def test_the_process_says_what_is_wrong_with_its_folder(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rig.view", "--folder", str(tmp_path / "none")]
+    command = [sys.executable, "-m", "rig.view.h5", "--folder", str(tmp_path / "none")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30)
     assert done.returncode == 2
     assert json.loads(done.stdout)["cure"]
@@ -628,6 +628,6 @@ def test_the_process_says_what_is_wrong_with_its_folder(tmp_path: Path) -> None:
 
 def test_the_process_loads_no_torch_and_no_display() -> None:
     heavy = ("torch", "psychopy", "zmq", "pylsl", "matplotlib")
-    command = [sys.executable, "-c", f"import sys, rig.view; print([m for m in {heavy} if m in sys.modules])"]
+    command = [sys.executable, "-c", f"import sys, rig.view.h5; print([m for m in {heavy} if m in sys.modules])"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -23,8 +23,8 @@ from rig.messages import (
     TrialIntent,
     UnitList,
 )
+from rig.responses.windows import WindowFold
 from rig.timing import drain_s
-from rig.windows import WindowFold
 
 RATE = 30_000
 HOST0 = 5_000_000_000  # host time of sample 0, ns

@@ -12,7 +12,7 @@ import psutil
 
 from rig.clock import HostClock
 from rig.config import Display
-from rig.display import Window
+from rig.display.window import Window
 from stimuli.geometry import Rect
 
 TEXTURES = 3

@@ -17,10 +17,10 @@ from rig.animal.calcium import Frames, Microscope
 from rig.bench.calcium_load import load
 from rig.clock import Clock
 from rig.config_sources import Calcium, CalciumSimulation, TracesWireSource
-from rig.deconvolution import FixedLag, deconvolve
-from rig.fluorescence import BLOCKS
 from rig.messages import TraceBlock, UnitList
-from rig.traces import TraceFold
+from rig.responses.deconvolution import FixedLag, deconvolve
+from rig.responses.fluorescence import BLOCKS
+from rig.responses.traces import TraceFold
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]

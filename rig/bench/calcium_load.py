@@ -195,7 +195,7 @@ def load(minutes: float, rois: int, sessions: Path, clock: Clock) -> dict[str, A
         endpoint = ("--endpoint", str(recorder.ready["endpoint"]))
         start("model", "models", *place, *endpoint)
         start("scope", "rig.sources", *place, *endpoint, "--name", "scope")
-        start("view", "rig.view", *place)
+        start("view", "rig.view.h5", *place)
         wait_ready([*children.values()], clock)
         peer = Peer("rig", endpoint[1], WANTS, clock)
         peer.send(process_started("rig", clock, {"stand-in": "no screen: bench calcium"}))

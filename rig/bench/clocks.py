@@ -18,7 +18,7 @@ import zmq
 from rig.animal.device_clock import DeviceClock
 from rig.bench.clock_peer import HOST_STAMP_NS, LINKS
 from rig.clock import Clock
-from rig.clockmap import ASK_EVERY_NS, BURST, ClockMap
+from rig.clocks.clockmap import ASK_EVERY_NS, BURST, ClockMap
 from rig.messages import ClockSample
 from rig.supervisor import Child, SessionFailed, wait_ready
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rig.clock import HostClock
 from rig.config import ConfigError, load
-from rig.screen import NoScreen
+from rig.display.virtual import NoScreen
 from rig.supervisor import SessionFailed
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine: figures, not tests.")

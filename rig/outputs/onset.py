@@ -8,11 +8,11 @@ they fall with it.
 from rig.clock import Clock
 from rig.config import Config
 from rig.config_outputs import SerialOutput, onset_line
+from rig.display.show import Sender
 from rig.messages import Fault
 from rig.outputs import records as r
 from rig.outputs.lines import OutputError
 from rig.outputs.pair import Pair
-from rig.trial_show import Sender
 
 MARGIN_NS = 100_000_000  # past the images' time on the screen the pulser lowers its line whatever the rig does
 

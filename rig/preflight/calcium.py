@@ -1,7 +1,7 @@
 """Traces of the scored source: does what it sends, with this config, make responses that mean something.
 
-The documents go through the fold that scores them in a session (`rig.traces`). Its baseline would take the first
-twelfth of `calcium.baseline_window_s`; for the few seconds heard here it is given a shorter window.
+The documents go through the fold that scores them in a session (`rig.responses.traces`). Its baseline would take the
+first twelfth of `calcium.baseline_window_s`; for the few seconds heard here it is given a shorter window.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from rig.config_sources import Calcium, LslCalciumSource, LslCountSource, Traces
 from rig.messages import Continuity, TraceBlock, UnitList
 from rig.preflight.result import Result, Status
 from rig.preflight.sources import Heard
-from rig.traces import LEAST_PERIODS, PERIOD_KNOWN_TO, TraceFold
+from rig.responses.traces import LEAST_PERIODS, PERIOD_KNOWN_TO, TraceFold
 
 HEARD_WINDOW_S = 24.0  # its first twelfth, 2 s, is heard
 SHORT_OF_TAU = 0.5

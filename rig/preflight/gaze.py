@@ -6,10 +6,10 @@ import numpy as np
 
 from rig.config import Config
 from rig.config_outputs import Fixation
-from rig.fixation import gaze_deg, within
 from rig.messages import BehaviourBlock
 from rig.preflight.result import Result
 from rig.preflight.sources import Heard
+from rig.responses.fixation import gaze_deg, within
 
 FARTHEST_DEG = 60.0  # no eye turns so far, and no stimulus screen reaches there
 MISSING_WARN = 0.3  # share of rows without gaze

@@ -1,7 +1,7 @@
 """The pictures of a session: are they within the limits of a frame, and can an order of them make too many flashes.
 
-The pictures are those that the model's warm-up names, drawn by the session's own `rig.frames.FrameMaker`; flashes are
-counted by the limit that refuses frames in a session (`stimuli.limits`).
+The pictures are those that the model's warm-up names, drawn by the session's own `rig.display.frames.FrameMaker`;
+flashes are counted by the limit that refuses frames in a session (`stimuli.limits`).
 """
 
 from math import ceil, radians
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rig.config import Config
-from rig.frames import FrameMaker
+from rig.display.frames import FrameMaker
+from rig.display.places import places
 from rig.messages import Proposal
-from rig.places import places
 from rig.preflight.result import Result
 from stimuli.bank import folder_bank, natural_bank
 from stimuli.limits import FLASH_AREA_SR, FLASH_STEP, SECOND_NS, FlashLimit

@@ -20,7 +20,7 @@ IMAGE_GB = 0.5e-3  # what one presentation takes in the log at most: its frame, 
 
 def geometry(config: Config) -> Result:
     """See whether images and patch fit on the screen."""
-    from rig.places import places
+    from rig.display.places import places
 
     try:
         rect = places(config).rect

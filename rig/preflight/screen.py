@@ -6,8 +6,8 @@ import numpy as np
 
 from rig.clock import Clock
 from rig.config import Config
-from rig.display import DisplayError, Window, WindowLost
-from rig.places import places
+from rig.display.places import places
+from rig.display.window import DisplayError, Window, WindowLost
 from rig.preflight.result import Result
 
 FLIPS = 90

@@ -17,7 +17,7 @@ import yaml
 
 from rig.bus import Hello, Hub, Submitted
 from rig.clock import Clock
-from rig.clockmap import RATE_TOLERANCE, ClockMap
+from rig.clocks.clockmap import RATE_TOLERANCE, ClockMap
 from rig.config import Config
 from rig.config_sources import AnySource, LslBehaviourSource, LslMarkerSource, NeuralSource
 from rig.encoding import BadDocument, decode

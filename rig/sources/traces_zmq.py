@@ -2,7 +2,7 @@
 
 Called by `rig.sources.__main__`. The bytes are read in `zmq_parse`, accounted for in `zmq_ledger`, received in
 `zmq_feed`; here is what messages of an imaging bridge hold. Fluorescence is passed on raw: what is made of it is the
-business of `rig.traces`.
+business of `rig.responses.traces`.
 """
 
 import numpy as np

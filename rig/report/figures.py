@@ -1,0 +1,380 @@
+"""The figures of the report: each function draws one from a session, or returns None where there is nothing to draw.
+
+Colours are those of Okabe and Ito, told apart by people with any kind of colour vision, and every line also has its
+own marker or dash. Figures are made without pyplot, so none is left open.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rig.report.data import F64, I64, Session
+from rig.view.columns import NO_TIME
+
+BLUE, ORANGE, GREEN, PINK, SKY, GREY, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#8a8a8a",
+    "#222222",
+)
+STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.labelcolor": BLACK,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 1.8,
+}
+AROUND_S = (-0.1, 0.3)
+MARGIN_S = 0.05
+BIN_S = 0.01
+STRIP = 10
+ENOUGH_REPEATS = 20
+MOST_TRIALS = 60
+RUNNING = 5  # generations
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, size in inches."""
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def mean_sem(rates: F64) -> tuple[float, float]:
+    """Return mean and standard error; NaN where there are too few values."""
+    if not len(rates):
+        return float("nan"), float("nan")
+    return float(np.mean(rates)), float(np.std(rates, ddof=1) / np.sqrt(len(rates))) if len(rates) > 1 else float("nan")
+
+
+def best_stimulus(session: Session, phase: int, unit: int, role: str) -> tuple[str, float] | None:
+    """Return the stimulus of a role with the highest mean rate, and that rate; None without usable responses."""
+    chosen = session.usable & (session.phase == phase) & (session.role == role) & np.isfinite(session.rate_hz[:, unit])
+    ids = np.unique(session.stimulus_id[chosen])
+    means = [float(np.mean(session.rate_hz[chosen & (session.stimulus_id == i), unit])) for i in ids]
+    return (str(ids[int(np.argmax(means))]), max(means)) if means else None
+
+
+def _with_unit(session: Session, rate: float) -> str:
+    """Return a rate with its unit, with as many digits as mean something."""
+    return f"{rate:.0f} {session.rate_unit}" if session.rate_unit == "spikes/s" else f"{rate:.2f} {session.rate_unit}"
+
+
+def evolution(session: Session, phase: int) -> Figure | None:
+    """Draw rate against generation: candidates, re-shows of the best, references, blanks."""
+    unit = session.unit_of(phase)
+    if not len(session.rates(unit, phase=phase)):
+        return None
+    figure = new_figure(8.5, 4.4)
+    axes = figure.subplots()
+    here = session.usable & (session.phase == phase) & np.isfinite(session.rate_hz[:, unit])
+    _line(axes, session, here & (session.role == "candidate"), unit, "candidates, mean ± s.e.m.", BLUE, "o")
+    _reshows(axes, session, here & (session.role == "reshow"), unit)
+    _line(axes, session, here & (session.role == "reference"), unit, "reference images, mean ± s.e.m.", GREEN, "^")
+    best = best_stimulus(session, phase, unit, "reference")
+    if best is not None:
+        axes.axhline(best[1], color=GREEN, linestyle="--", label="best reference image, mean")
+    blank = session.rates(unit, phase=phase, role="blank")
+    if len(blank):
+        axes.axhline(float(np.mean(blank)), color=GREY, linestyle=":", label=f"blank screen, mean of {len(blank)}")
+    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+    axes.set_xlabel("generation")
+    axes.set_ylabel(f"rate of {session.units[unit]} above baseline ({session.rate_unit})")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def _line(
+    axes: Axes, session: Session, chosen: npt.NDArray[np.bool_], unit: int, label: str, colour: str, marker: str
+) -> None:
+    generations = np.unique(session.generation[chosen & (session.generation >= 0)])
+    if not len(generations):
+        return
+    rows = [mean_sem(session.rate_hz[chosen & (session.generation == g), unit]) for g in generations]
+    mean, sem = np.array(rows).T
+    axes.plot(generations, mean, color=colour, marker=marker, markersize=4.5, label=label)
+    axes.fill_between(generations, mean - sem, mean + sem, color=colour, alpha=0.18, linewidth=0)
+
+
+def _reshows(axes: Axes, session: Session, chosen: npt.NDArray[np.bool_], unit: int) -> None:
+    """Draw the re-shows at the generation that made the image: few in each, so every one, and a running mean."""
+    if not chosen.any():
+        return
+    made = session.made_in_generation()[chosen]
+    rates = session.rate_hz[chosen, unit]
+    axes.plot(made, rates, "s", color=ORANGE, markersize=4, fillstyle="none", markeredgewidth=0.9, alpha=0.8)
+    generations = np.unique(made)
+    mean = [float(np.mean(rates[np.abs(made - g) <= RUNNING // 2])) for g in generations]
+    label = f"best of its generation again (line: mean of {RUNNING})"
+    axes.plot(generations, mean, color=ORANGE, label=label)
+
+
+def best_images(session: Session, phase: int) -> Figure | None:
+    """Draw the best image of up to ten generations, and the best reference, with their rates."""
+    unit = session.unit_of(phase)
+    here = (session.phase == phase) & (session.role == "candidate") & np.isfinite(session.rate_hz[:, unit])
+    generations = np.unique(session.generation[here])
+    if not len(generations):
+        return None
+    picked = generations[np.unique(np.linspace(0, len(generations) - 1, STRIP).round().astype(int))]
+    shown: list[tuple[str, str]] = []
+    for g in picked:
+        rows = np.flatnonzero(here & (session.generation == g))
+        top = rows[np.argmax(session.rate_hz[rows, unit])]
+        name = str(session.stimulus_id[top])
+        again = session.rates(unit, phase=phase, role="reshow", stimulus=name)
+        text = f"generation {g}\n{_with_unit(session, session.rate_hz[top, unit])}"
+        repeated = f"\nagain {_with_unit(session, float(np.mean(again)))} (n={len(again)})" if len(again) else ""
+        shown.append((name, text + repeated))
+    best = best_stimulus(session, phase, unit, "reference")
+    if best is not None:
+        count = len(session.rates(unit, phase=phase, role="reference", stimulus=best[0]))
+        shown.append((best[0], f"best reference\n{_with_unit(session, best[1])}\nmean of {count}"))
+    columns = min(len(shown), 6)
+    rows_ = -(-len(shown) // columns)
+    figure = new_figure(8.5, 8.5 / 6 * rows_ * 1.5)
+    grid = figure.subplots(rows_, 6, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (name, text) in zip(grid, shown, strict=False):
+        draw_picture(axes, session, name)
+        axes.set_title(text, fontsize=9.5, fontweight="normal", loc="center")
+    return figure
+
+
+def draw_picture(axes: Axes, session: Session, stimulus: str) -> None:
+    """Draw the frame of a stimulus, or say that the log has none."""
+    axes.set_axis_off()
+    pixels = session.picture(stimulus)
+    if pixels is None:
+        axes.text(0.5, 0.5, "frame not\nin the log", ha="center", va="center", transform=axes.transAxes, color=GREY)
+    else:
+        axes.imshow(pixels, interpolation="nearest")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Presentations whose spikes are drawn together."""
+
+    title: str
+    picture: str  # stimulus that stands for them
+    rows: I64
+
+
+def raster_groups(session: Session, phase: int) -> tuple[int, list[Group]]:
+    """Return the unit, and the presentations to compare: the best first, then a reference.
+
+    An evolved image is judged by its re-shows, because the score by which it was chosen overrates it; where one image
+    has few, the best images of the generations before are pooled with it. A fixed set compares its best and its worst.
+    """
+    unit = session.unit_of(phase)
+    if not session.units:
+        return unit, []
+    usable = session.usable & (session.phase == phase) & (session.onset_sample != NO_TIME)
+    usable &= np.isfinite(session.rate_hz[:, unit])
+    groups = _evolved(session, usable, unit)
+    role = "reference" if (usable & (session.role == "reference")).any() else "candidate"
+    fixed = usable & (session.role == role)
+    if not fixed.any() or (groups and role == "candidate"):
+        return unit, groups
+    ids = np.unique(session.stimulus_id[fixed])
+    means = [float(np.mean(session.rate_hz[fixed & (session.stimulus_id == i), unit])) for i in ids]
+    ends = [("best reference image" if groups else "best image", int(np.argmax(means)))]
+    if not groups and len(ids) > 1:
+        ends.append(("weakest image", int(np.argmin(means))))
+    groups += [Group(title, str(ids[k]), np.flatnonzero(fixed & (session.stimulus_id == ids[k]))) for title, k in ends]
+    return unit, groups
+
+
+def _evolved(session: Session, usable: npt.NDArray[np.bool_], unit: int) -> list[Group]:
+    """Return the newest best images of an evolution, going back until there are enough presentations."""
+    again = np.flatnonzero(usable & (session.role == "reshow"))
+    if not len(again):
+        return []
+    made = session.made_in_generation()[again]
+    last = first = int(made.max())
+    while first > made.min() and (made >= first).sum() < ENOUGH_REPEATS:
+        first -= 1
+    rows = again[made >= first]
+    names = np.unique(session.stimulus_id[rows])
+    means = [float(np.mean(session.rate_hz[rows[session.stimulus_id[rows] == i], unit])) for i in names]
+    span = f"generation {last}" if first == last else f"generations {first} to {last}"
+    return [Group(f"best images of {span}, shown again", str(names[int(np.argmax(means))]), rows)]
+
+
+def around_s(session: Session) -> tuple[float, float]:
+    """Return the time around the onset to draw: at least `AROUND_S`, and all of the config's windows."""
+    responses = session.config.get("responses", {})
+    baseline = responses.get("baseline", {})
+    windows = [responses.get("window_s") or AROUND_S]
+    if baseline.get("kind", "none") != "none":
+        windows.append(baseline["window_s"])
+    first = min(AROUND_S[0], *(w[0] - MARGIN_S for w in windows))
+    return first, max(AROUND_S[1], *(w[1] + MARGIN_S for w in windows))
+
+
+def raster(session: Session, phase: int) -> Figure | None:
+    """Draw spikes around the onset and their rate, for the best images and a reference."""
+    unit, groups = raster_groups(session, phase)
+    if not groups:
+        return None
+    around = around_s(session)
+    figure = new_figure(8.5, 6.4)
+    grid = figure.subplots(3, len(groups), gridspec_kw={"height_ratios": [0.55, 1, 0.8]}, squeeze=False)
+    top = 0.0
+    for k, group in enumerate(groups):
+        rows = group.rows[-MOST_TRIALS:]
+        colour = (ORANGE, GREEN)[k % 2]
+        draw_picture(grid[0, k], session, group.picture)
+        of = f" of {group.picture}" if len(set(session.stimulus_id[rows])) == 1 else ""
+        title = f"{group.title}\n{len(rows)} presentations{of}"
+        grid[0, k].set_title(title, fontsize=10, loc="center", fontweight="normal")
+        trains = session.spikes_around(session.units[unit], rows, around)
+        dots, psth = grid[1, k], grid[2, k]
+        dots.eventplot([t * 1e3 for t in trains], colors=colour, linelengths=0.85, linewidths=1.1)
+        dots.set_ylim(len(rows) - 0.4, -0.6)
+        dots.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        edges = BIN_S * np.arange(np.floor(around[0] / BIN_S + 1e-6), np.ceil(around[1] / BIN_S - 1e-6) + 1)
+        counts, _ = np.histogram(np.concatenate([*trains, np.empty(0)]), edges)
+        rate = counts / len(rows) / BIN_S
+        psth.stairs(rate, edges * 1e3, fill=True, color=colour, alpha=0.85)
+        psth.set_xlabel("time from image onset (ms)")
+        top = max(top, float(rate.max()))
+        mark_times(session, (dots, psth), around)
+    for axes in grid[2]:
+        axes.set_ylim(0, 1.1 * top or 1)
+    grid[1, 0].set_ylabel("presentation")
+    grid[2, 0].set_ylabel(f"{session.units[unit]}\n(spikes/s)")
+    figure.supxlabel("grey: image on      blue: response window", fontsize=10, color="#555555")
+    return figure
+
+
+def mark_times(session: Session, all_axes: Sequence[Axes], around: tuple[float, float]) -> None:
+    """Shade when the image was on and where the response was counted."""
+    window_s = session.config.get("responses", {}).get("window_s")
+    on_ms = float(np.median(session.offset_flip_host_ns - session.onset_flip_host_ns)) / 1e6
+    for axes in all_axes:
+        axes.set_xlim(around[0] * 1e3, around[1] * 1e3)
+        axes.axvspan(0, on_ms, color="#000000", alpha=0.06, linewidth=0, zorder=0)
+        if window_s:
+            axes.axvspan(window_s[0] * 1e3, window_s[1] * 1e3, color=SKY, alpha=0.2, linewidth=0, zorder=0)
+
+
+def tuning(session: Session, phase: int, units: Sequence[int]) -> Figure | None:
+    """Draw, for each unit, the mean rate of every image of a fixed set, from the best to the weakest."""
+    here = session.usable & (session.phase == phase) & (session.role != "blank")
+    ids = np.unique(session.stimulus_id[here])
+    if not len(ids) or not units:
+        return None
+    columns = min(len(units), 4)
+    rows_ = -(-len(units) // columns)
+    figure = new_figure(8.5, 2.6 * rows_)
+    grid = figure.subplots(rows_, columns, squeeze=False).ravel()
+    for axes in grid[len(units) :]:
+        axes.set_axis_off()
+    for k, (axes, unit) in enumerate(zip(grid, units, strict=False)):
+        rows = [mean_sem(session.rates(unit, phase=phase, stimulus=str(i))) for i in ids]
+        mean, sem = np.array(sorted(rows, key=lambda row: -row[0])).T
+        axes.errorbar(
+            np.arange(1, len(ids) + 1), mean, sem, color=BLUE, marker="o", markersize=4, linewidth=1.2, label="image"
+        )
+        blank = mean_sem(session.rates(unit, phase=phase, role="blank"))[0]
+        if np.isfinite(blank):
+            axes.axhline(blank, color=GREY, linestyle="--", label="blank screen")
+        axes.set_title(session.units[unit], fontsize=10.5)
+        axes.set_xlabel("image, by rank")
+        if k % columns == 0:
+            axes.set_ylabel(f"rate ({session.rate_unit})")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return figure
+
+
+def onset(session: Session) -> Figure | None:
+    """Draw how long after its flip stamp each image was seen by the photodiode."""
+    lag_ms = session.flip_to_edge_ns[session.flip_to_edge_ns != NO_TIME] / 1e6
+    if not len(lag_ms):
+        return None
+    figure = new_figure(3.7, 3.3)
+    axes = figure.subplots()
+    axes.hist(lag_ms, bins=_bins(lag_ms, 40), color=BLUE)
+    axes.axvline(
+        float(np.median(lag_ms)), color=BLACK, linestyle="--", linewidth=1.2, label=f"median {np.median(lag_ms):.2f} ms"
+    )
+    axes.set_xlabel("photodiode edge minus flip stamp (ms)")
+    axes.set_ylabel("presentations")
+    axes.set_title("Light after the flip", pad=22)
+    figure_legend(axes)
+    return figure
+
+
+def _bins(values: F64, most: int) -> list[float]:
+    lo, hi = float(values.min()), float(values.max())
+    return list(np.linspace(lo - 1e-3, hi + 1e-3, min(most, max(8, int(len(values) ** 0.5) * 2))))
+
+
+def figure_legend(axes: Axes) -> None:
+    """Put the legend above the axes, where it hides no data."""
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.985), ncols=2, borderaxespad=0.2)
+
+
+def lateness(session: Session) -> Figure | None:
+    """Draw how late the onset flips were against their due times."""
+    late_ms = session.lateness_ms()
+    if not len(late_ms):
+        return None
+    refresh_hz = float(session.config.get("display", {}).get("refresh_hz", 60))
+    figure = new_figure(3.7, 3.3)
+    axes = figure.subplots()
+    axes.hist(late_ms, bins=_bins(late_ms, 60), color=ORANGE)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    axes.axvline(500 / refresh_hz, color=BLACK, linestyle=":", label=f"half a frame ({500 / refresh_hz:.1f} ms)")
+    axes.set_xlabel("onset flip after it was due (ms)")
+    axes.set_ylabel("presentations (log scale)")
+    axes.set_title(f"Late flips: {int(session.late_flips.sum())} of {session.flips}", pad=22)
+    figure_legend(axes)
+    return figure
+
+
+def clock(session: Session) -> Figure | None:
+    """Draw how the device clocks ran away from the host clock."""
+    drifts = session.drifts
+    if not drifts:
+        return None
+    figure = new_figure(3.7, 3.3)
+    axes = figure.subplots()
+    for drift, colour in zip(drifts, (BLUE, ORANGE, GREEN, PINK, SKY), strict=False):
+        axes.plot(
+            drift.minutes,
+            drift.offset_ms,
+            color=colour,
+            marker=".",
+            linewidth=1,
+            label=f"{drift.source} {drift.ppm:+.1f} ± {drift.range_ppm / 2:.1f} ppm",
+        )
+    axes.set_xlabel("time (min)")
+    axes.set_ylabel("host minus device clock (ms)")
+    axes.set_title("Drift of the device clock", pad=22)
+    figure_legend(axes)
+    return figure
+
+
+def with_style() -> AbstractContextManager[None]:
+    """Return the context in which all figures must be drawn and saved."""
+    return rc_context(STYLE)

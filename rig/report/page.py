@@ -1,0 +1,406 @@
+"""The report of a session: figures as PNG files and one HTML page that needs nothing else.
+
+`write(folder)` reads folder/session.h5 only (made from the journal first where it is absent) and writes
+folder/figures/*.png and folder/report.html. Called by `stimloop report` and `stimloop run`.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Callable, Set
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+from rig.report import figures
+from rig.report.data import RewardRow, Session, open_session
+from rig.report.figures import mean_sem
+from rig.report.traces import traces
+from rig.view.columns import NO_TIME
+from rig.view.h5 import build
+
+MOST_IMAGES = 40
+MOST_UNITS = 8
+
+REWARDS = {
+    "given": "given as asked",
+    "refused": "refused",
+    "uncertain": "cut short or not confirmed",
+    "unanswered": "never answered",
+}
+
+CSS = """
+body { font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: #222; background: #fff;
+       max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid #ddd; }
+p.facts { color: #555; margin: .2rem 0 1rem; }
+p.verdict { font-size: 1.1rem; padding: .7rem 1rem; border-left: .35rem solid #009E73; background: #f2faf7; }
+p.verdict.warn { border-color: #D55E00; background: #fdf5ef; }
+figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
+figcaption { color: #555; font-size: .92rem; max-width: 52rem; }
+div.row { display: flex; flex-wrap: wrap; gap: 1rem; } div.row figure { flex: 1 1 18rem; max-width: 29rem; }
+table { border-collapse: collapse; margin: .8rem 0; font-size: .93rem; }
+th, td { text-align: left; padding: .28rem .9rem .28rem 0; border-bottom: 1px solid #e4e4e4; vertical-align: middle; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td img { width: 56px; height: 56px; image-rendering: auto; display: block; }
+pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem; }
+summary { cursor: pointer; font-weight: 600; margin-top: 1.5rem; }
+"""
+
+
+def write(folder: Path) -> Path:
+    """Write the figures and folder/report.html; return the path of the page."""
+    path = folder / "session.h5"
+    if not path.exists():
+        build(folder)
+    with open_session(path) as session, figures.with_style():
+        page = _Page(session, folder / "figures").html()
+    out = folder / "report.html"
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+SIMULATED = '<p class="verdict warn"><b>Simulated:</b> what was recorded here is the simulated animal.</p>'
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _bound(values_ns: npt.NDArray[np.int64]) -> str:
+    known = values_ns[values_ns != NO_TIME] / 1e6
+    return f"{np.median(known):.2f} / {known.max():.2f} ms" if len(known) else "not known"
+
+
+def _table(head: list[str], rows: list[list[str]], numbers: frozenset[int] = frozenset()) -> str:
+    """Return a table of cells that are HTML already; `numbers` are the columns to align right."""
+
+    def cells(row: list[str], tag: str) -> str:
+        return "".join(f"<{tag}{' class=n' if k in numbers else ''}>{c}</{tag}>" for k, c in enumerate(row))
+
+    body = "".join(f"<tr>{cells(r, 'td')}</tr>" for r in rows)
+    return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>"
+
+
+_METHODS = {"arrival": "arrival", "round_trip": "round trip", "edge": "shared edge", "barcode": "barcode"}
+_CLOCK_CAPTIONS = {
+    "arrival": "by arrival: the quickest message of each stretch",
+    "round_trip": "by round trip: the shortest one of each stretch",
+    "edge": "by shared edge: the best known one of each stretch",
+    "barcode": "by barcode: the best known one of each stretch",
+}
+
+
+def _constant_error(methods: Set[str]) -> str:
+    """Return what is constantly wrong with lags by the clock map of the scored source, from the kinds of its pairs."""
+    if methods & {"edge", "barcode"}:
+        return "This holds the error that all shared edges have in common (at most their stated uncertainty)."
+    if "round_trip" in methods:
+        return "This holds the lopsidedness of the way to the device and back (at most half the round trip)."
+    return "This holds the device's smallest message delay, which arrivals alone cannot show (commonly about 1 ms)."
+
+
+def _clock_caption(methods: Set[str]) -> str:
+    """Return the caption of the clock figure for the kinds of pairs that are drawn in it."""
+    drawn = "; ".join(_CLOCK_CAPTIONS[m] for m in sorted(methods))
+    return f"Host clock minus the device's nominal time, {drawn}."
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _most_frequent(rewards: list[RewardRow], most: int = 2) -> list[str]:
+    """Return the most frequent reasons with their counts; those that differ in numbers only are counted together."""
+    alike: dict[str, list[str]] = {}
+    for row in rewards:
+        if row.reason:
+            alike.setdefault(re.sub(r"[0-9.]+", "#", row.reason), []).append(row.reason)
+    return [f"{len(same)} x {same[-1]}" for same in sorted(alike.values(), key=len, reverse=True)[:most]]
+
+
+def _minutes(ns: float) -> str:
+    seconds = round(ns / 1e9)
+    return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+class _Page:
+    """The page of one session."""
+
+    def __init__(self, session: Session, folder: Path) -> None:
+        """Figures go into `folder`; those of an older report are replaced."""
+        self.session, self.folder = session, folder
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("*.png"):
+            old.unlink()
+
+    def html(self) -> str:
+        """Return the whole page."""
+        parts = [self._head(), *(self._phase(p) for p in sorted(set(self.session.phase.tolist()) - {-1}))]
+        parts += [self._usable(), self._reward(), self._timing(), self._faults(), self._fold()]
+        title = escape(self.session.name or "session")
+        return (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            f'<meta name="viewport" content="width=device-width"><style>{CSS}</style></head>\n<body>\n'
+            + "\n".join(parts)
+            + "\n</body></html>\n"
+        )
+
+    def _figure(self, name: str, figure: Figure | None, caption: str) -> str:
+        if figure is None:
+            return ""
+        memory = io.BytesIO()
+        figure.savefig(memory, format="png")
+        (self.folder / f"{name}.png").write_bytes(memory.getvalue())
+        text = escape(caption)
+        return f'<figure><img src="{_uri(memory.getvalue())}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+    # --- sections
+
+    def _head(self) -> str:
+        s = self.session
+        # numpy and not datetime: the report turns a stored time into words and must not be able to read a clock
+        date = str(np.datetime64(s.start_utc_ns, "ns").astype("datetime64[m]")).replace("T", " ") + " UTC"
+        known = s.start_utc_ns != NO_TIME
+        who = ", ".join(escape(v) for k in ("id", "species", "area") if (v := str(s.subject.get(k, ""))))
+        shown, usable, late = len(s.presentation), int(s.usable.sum()), int(s.late_flips.sum())
+        share = f" ({usable / shown:.1%})" if shown else ""
+        verdict = [
+            _count(shown, "presentation"),
+            f"{usable:,} usable{share}",
+            _count(len(s.faults), "fault"),
+            f"{_count(late, 'late flip')} of {s.flips:,}",
+        ]
+        end = f"ended in order: {escape(s.stop_reason)}" if s.closed_in_order else "<b>did not end in order</b>"
+        good = s.closed_in_order and shown > 0 and usable >= 0.95 * shown and not s.faults and not late
+        length = s.offset_flip_host_ns.max() - s.onset_flip_host_ns.min() if shown else 0
+        return (
+            f"<h1>{escape(s.name or 'session without a name')}</h1>"
+            f'<p class="facts">Subject {who or "not named"} · {date if known else "date not in the log"} · '
+            f"{_minutes(length)} min of images</p>"
+            f'{SIMULATED if s.simulated else ""}'
+            f'<p class="verdict{"" if good else " warn"}"><b>{" · ".join(verdict)}</b><br>The session {end}.</p>'
+        )
+
+    def _phase(self, phase: int) -> str:
+        s = self.session
+        agent, unit = s.agents.get(phase, "not known"), s.unit_of(phase)
+        here = s.phase == phase
+        evolves = bool((here & (s.role == "candidate")).any()) and agent != "present"
+        name = s.units[unit] if s.units else "no unit"
+        title = f"Phase {phase + 1}: {escape(agent)}" + (f" for {escape(name)}" if evolves else "")
+        blanks = int((here & (s.role == "blank")).sum())
+        images = len(set(s.stimulus_id[here & (s.role != "blank")]))
+        facts = f"{_count(int(here.sum()), 'presentation')}: {_count(images, 'image')}, {_count(blanks, 'blank')}"
+        fallback = int((here & (s.role == "fallback")).sum())
+        if fallback:
+            facts += f"; {fallback} of them fallbacks, because the next proposal was late"
+        out = f'<h2>{title}</h2><p class="facts">{facts}.</p>'
+        if not (here & s.usable).any():
+            return (
+                out + "<p>No usable response in this phase: nothing can be said about the neurons. See below why.</p>"
+            )
+        return out + (self._evolution(phase) if evolves else self._tuning(phase)) + self._raster(phase)
+
+    def _evolution(self, phase: int) -> str:
+        curve = self._figure(
+            f"evolution_{phase}",
+            figures.evolution(self.session, phase),
+            "Rates in the response window, baseline subtracted. Bands are the standard error over presentations. The "
+            "score by which an image was chosen overrates it; its fresh re-shows (open squares, drawn at the "
+            "generation that made the image) do not. The best reference was chosen by the mean that is drawn.",
+        )
+        strip = self._figure(
+            f"best_images_{phase}",
+            figures.best_images(self.session, phase),
+            "Best image of its generation as it was drawn, with the one score by which it was chosen; below it the "
+            "mean of its re-shows. Last: the reference image with the highest mean.",
+        )
+        return curve + strip
+
+    def _raster(self, phase: int) -> str:
+        if self.session.measure != "spikes":
+            caption = (
+                "Mean ± standard error of the trace around the image onset, from the values as they came (less the "
+                "neuropil's share where it is configured), as a change from the time before the onset; counts as they "
+                "are. Scores are made otherwise, with a tracked baseline."
+            )
+            drawn = self._figure(f"traces_{phase}", traces(self.session, phase), caption)
+            return drawn or "<p>No trace is drawn: the log has no values around the onsets of these images.</p>"
+        return self._figure(
+            f"raster_{phase}",
+            figures.raster(self.session, phase),
+            f"Spikes around the image onset, and their rate in bins of {figures.BIN_S * 1e3:.0f} ms. Onsets are "
+            "photodiode edges where there is one.",
+        )
+
+    def _tuning(self, phase: int) -> str:
+        s = self.session
+        here = s.usable & (s.phase == phase) & (s.role != "blank")
+        ids = [str(i) for i in np.unique(s.stimulus_id[here])]
+        if not ids:
+            return "<p>Only blanks have a usable response.</p>"
+        mean = np.array([[mean_sem(s.rates(u, phase=phase, stimulus=i)) for u in range(len(s.units))] for i in ids])
+        spread = np.nan_to_num(mean[:, :, 0].max(axis=0) - mean[:, :, 0].min(axis=0), nan=-1.0)
+        units = sorted(np.argsort(-spread, kind="stable")[:MOST_UNITS].tolist())
+        order = np.argsort(-np.nan_to_num(mean[:, units, 0]).mean(axis=1), kind="stable")
+        rows = []
+        for k in order[:MOST_IMAGES]:
+            count = int((here & (s.stimulus_id == ids[k])).sum())
+            rates = [self._with_error(*mean[k, u]) for u in units]
+            rows.append([self._thumbnail(ids[k]), escape(ids[k]), str(count), *rates])
+        blank = [mean_sem(s.rates(u, phase=phase, role="blank")) for u in units]
+        if np.isfinite(blank[0][0]):
+            count = int((s.usable & (s.phase == phase) & (s.role == "blank")).sum())
+            rows.append(["", "blank screen", str(count), *(self._with_error(*b) for b in blank)])
+        left_out = []
+        if len(ids) > MOST_IMAGES:
+            left_out.append(f"the {MOST_IMAGES} strongest of {len(ids)} images")
+        if len(s.units) > MOST_UNITS:
+            left_out.append(f"the {MOST_UNITS} units that differ most between images, of {len(s.units)}")
+        note = f"<p>Shown: {' and '.join(left_out)}; all are in session.h5.</p>" if left_out else ""
+        head = ["", "image", "usable", *(escape(s.units[u]) for u in units)]
+        curves = self._figure(
+            f"tuning_{phase}",
+            figures.tuning(s, phase, units),
+            "Mean rate of each image in the response window, baseline subtracted, ± standard error; images ranked "
+            "for each unit. Ranking itself makes the curves fall, also without tuning.",
+        )
+        table = _table(head, rows, frozenset(range(2, 3 + len(units))))
+        return f"{curves}<p>Rates in {self.session.rate_unit} above baseline, mean ± standard error.</p>{table}{note}"
+
+    def _with_error(self, mean: float, error: float) -> str:
+        digits = 1 if self.session.measure == "spikes" else 3
+        return f"{mean:.{digits}f} ± {error:.{digits}f}" if np.isfinite(error) else f"{mean:.{digits}f}"
+
+    def _thumbnail(self, stimulus: str) -> str:
+        pixels = self.session.picture(stimulus)
+        if pixels is None:
+            return "no frame"
+        step = max(1, min(pixels.shape[:2]) // 112)
+        memory = io.BytesIO()
+        imsave(memory, np.ascontiguousarray(pixels[::step, ::step]), format="png")
+        return f'<img src="{_uri(memory.getvalue())}" alt="{escape(stimulus)}">'
+
+    def _usable(self) -> str:
+        s = self.session
+        shown = len(s.presentation)
+        out = "<h2>Responses</h2>"
+        if not shown:
+            return out + "<p>No image was shown.</p>"
+        alike: dict[str, list[str]] = {}  # reasons that differ in their numbers only are counted together
+        for reason in s.reason[~s.usable]:
+            alike.setdefault(re.sub(r"[0-9.]+", "#", reason), []).append(str(reason) or "no reason given")
+        rows = [["usable", f"{int(s.usable.sum()):,}", f"{s.usable.mean():.1%}"]]
+        for same in sorted(alike.values(), key=len, reverse=True):
+            words = same[0] + (" (and alike)" if len(set(same)) > 1 else "")
+            rows.append([f"not usable: {escape(words)}", f"{len(same):,}", f"{len(same) / shown:.1%}"])
+        if not s.usable.any():
+            out += "<p><b>No response is usable.</b> Look at the faults below and at the device.</p>"
+        covered = s.coverage[s.answered & s.complete]
+        if len(covered):
+            full = float(np.mean(covered == 1))
+            out += f"<p>{full:.1%} of the responses rest on complete data; mean coverage {covered.mean():.2%}."
+            left_out = self._not_shown()
+            out += f" Left out here: {left_out}.</p>" if left_out else "</p>"
+        return out + _table(["", "presentations", "share"], rows, frozenset({1, 2}))
+
+    def _not_shown(self) -> str:
+        """Count the presentations that were incomplete on the screen, whatever the data."""
+        refused, cut = int(self.session.refused.sum()), int((~self.session.complete & ~self.session.refused).sum())
+        words = []
+        if refused:
+            words.append(f"{_count(refused, 'presentation')} of background in place of a frame that was refused")
+        if cut:
+            words.append(f"{_count(cut, 'presentation')} cut short or drawn otherwise than asked")
+        return " and ".join(words)
+
+    def _reward(self) -> str:
+        limits = self.session.config.get("reward")
+        if not limits:
+            return ""
+        rewards = self.session.rewards()
+        rows = []
+        for what, name in REWARDS.items():
+            chosen = [r for r in rewards if r.what == what]
+            volume = f"{sum(r.volume_ul for r in chosen) / 1000:.3f}"
+            rows.append([name, f"{len(chosen):,}", volume, "; ".join(escape(w) for w in _most_frequent(chosen))])
+        total = sum(r.volume_ul for r in rewards) / 1000
+        return (
+            f"<h2>Reward</h2><p>{_count(len(rewards), 'reward')} asked for, <b>{total:.3f} mL</b> of at most "
+            f"{limits['max_session_ml']:g} mL, by the calibration of {limits['ul_per_s']:g} uL per s of open valve. "
+            f"Limits: {limits['max_pulse_s']:g} s in a pulse, {limits['max_per_minute_s']:g} s in any minute.</p>"
+            + _table(["", "rewards", "mL", "most frequent reasons"], rows, frozenset({1, 2}))
+        )
+
+    def _timing(self) -> str:
+        s = self.session
+        if not len(s.presentation):
+            return ""
+        drawn: list[tuple[str, Callable[[Session], Figure | None], str]] = [
+            (
+                "onset",
+                figures.onset,
+                "From the flip stamp to the light on the photodiode, device time mapped to the host clock. "
+                + _constant_error(s.clock_methods),
+            ),
+            (
+                "lateness",
+                figures.lateness,
+                "Onset flips against the times planned for them. The count above is of all flips.",
+            ),
+            ("clock", figures.clock, _clock_caption({d.method for d in s.drifts})),
+        ]
+        out = "<h2>Timing</h2>"
+        out += '<div class="row">' + "".join(self._figure(n, make(s), caption) for n, make, caption in drawn) + "</div>"
+        rows = []
+        taken = {"photodiode": "photodiode edge", "flip": "flip stamp and measured lag", "none": "none"}
+        for source, name in taken.items():
+            chosen = s.answered & (s.onset_source == source)
+            if chosen.any():
+                bounds = [_bound(values[chosen]) for values in (s.uncertainty_ns, s.host_uncertainty_ns)]
+                rows.append([name, f"{int(chosen.sum()):,}", *bounds])
+        heads = ["onset taken from", "presentations", "uncertainty in device time", "uncertainty on the host clock"]
+        out += _table(heads, rows, frozenset({1, 2, 3}))
+        out += "<p>Uncertainties are 99 % bounds, median / largest. Responses are counted in device time.</p>"
+        drifts = [
+            f"Device {escape(d.source)} ran {abs(d.ppm):.1f} ± {d.range_ppm / 2:.1f} ppm "
+            f"{'faster' if d.ppm > 0 else 'slower'} than the host clock (median ± half its range within the run; "
+            f"{_count(sum(d.methods.values()), 'pair')} by {' and '.join(_METHODS[m] for m in d.methods)} "
+            f"over {d.minutes[-1]:.1f} min)."
+            for d in s.drifts
+        ]
+        words = drifts or ["The log has too few clock pairs, or over too short a time, to state the drift of a device."]
+        dropped = _count(int(s.dropped_frames.sum()), "dropped frame")
+        words.append(f"{dropped}; {self._not_shown() or 'no presentation cut short'}.")
+        return out + f"<p>{' '.join(words)} All times are on the host's monotonic clock; samples on their device's.</p>"
+
+    def _faults(self) -> str:
+        s = self.session
+        out = "<h2>Faults</h2>"
+        if not s.faults:
+            return out + "<p>None.</p>"
+        first = {f.what: f for f in reversed(s.faults)}
+        rows = []
+        for what in dict.fromkeys(f.what for f in s.faults):
+            f, count = first[what], sum(g.what == what for g in s.faults)
+            when = _minutes(f.receipt_host_ns - s.start_host_ns) if s.start_host_ns != NO_TIME else "?"
+            cells = (what, str(count), when, f.sender, f.detail, f.done)
+            rows.append([escape(c) for c in cells])
+        head = ["what", "times", "first at (min:s)", "said by", "for example", "what was done"]
+        return out + _table(head, rows, frozenset({1, 2}))
+
+    def _fold(self) -> str:
+        s = self.session
+        commit = (
+            f"commit {s.commit}{' with local changes' if s.dirty == 'true' else ''}" if s.commit else "no git commit"
+        )
+        made = ", ".join(f"{k} {v}" for k, v in s.versions.items())
+        return (
+            f"<details><summary>Config, verbatim</summary><pre>{escape(s.config_yaml)}</pre></details>"
+            f"<details><summary>Versions</summary><p>{escape(commit)}; {escape(made)}</p></details>"
+        )

@@ -1,0 +1,213 @@
+"""The tables of `session.h5`: every one with its columns' units, clocks and descriptions.
+
+Here what was planned and shown, what the model said, and the session; the devices in `rig.view.device_tables`.
+Read by the folds (which fill buffers), `rig.view.h5` (which makes the datasets) and the tests. No I/O, no HDF5.
+"""
+
+from rig.view.columns import (
+    GENERATION,
+    HOST,
+    NO_TIME,
+    PHASE,
+    PROPOSAL,
+    RECEIPT,
+    ROLE,
+    SEQ,
+    SHA,
+    SLOT,
+    UTC,
+    Column,
+    Schema,
+    host,
+    number,
+    text,
+)
+from rig.view.device_tables import DEVICE_SCHEMAS
+
+SCHEMAS: tuple[Schema, ...] = (
+    Schema(
+        "presentations",
+        "One row per image that was on the screen",
+        (
+            SEQ,
+            number("presentation", "Number of the presentation in the session, from 0"),
+            number("trial", "Number of the trial"),
+            number("position_in_trial", "Place of the image in its trial, from 0"),
+            PROPOSAL,
+            PHASE,
+            GENERATION,
+            SLOT,
+            ROLE,
+            text("stimulus_id", "Identity of the image: row with the same stimulus_id in /stimuli"),
+            text("previous_stimulus_id", 'Image before it in the same trial, "" for the first'),
+            SHA,
+            number("frame", "Row of /stimuli/frames that describes the frame, -1 if it is not in the log", -1),
+            host("due_host_ns", "When the onset flip was due"),
+            host("onset_flip_host_ns", "Stamp after the flip that showed the image"),
+            host("offset_flip_host_ns", "Stamp after the flip that removed the image"),
+            Column("flip_uncertainty_ns", "i8", "ns", "Bound on the stamps' error; 0: made on this clock", HOST),
+            number("flips_first", "First row of this presentation in /flips"),
+            number("flips_count", "Number of its rows in /flips, onset and offset included"),
+            number("late_flips", "Flips later than half a frame after they were due"),
+            number("dropped_frames", "Frame periods in which no new flip came"),
+            Column("image_row_px", "f8", "px", "Screen row of the image centre, from the top"),
+            Column("patch_row_px", "f8", "px", "Screen row of the photodiode patch's centre, from the top"),
+            Column("complete", "bool", "1", "False if it was cut short, or if its frame was refused"),
+            text("refused", 'Why the background was shown in its place (a limit), "" if it was not'),
+        ),
+    ),
+    Schema(
+        "flips",
+        "One row per flip from onset to offset of each presentation",
+        (number("presentation", "Number of the presentation"), host("flip_host_ns", "Stamp after the flip")),
+    ),
+    Schema(
+        "trials",
+        "One row per trial, as it was announced before its first flip",
+        (
+            SEQ,
+            number("trial", "Number of the trial"),
+            number("first_presentation", "Its first presentation, -1 if it had none", -1),
+            number("presentations", "Number of presentations it was to have"),
+            host("start_host_ns", "When it was announced"),
+        ),
+    ),
+    Schema(
+        "trial_plan",
+        "One row per presentation that a trial announced",
+        (
+            number("trial", "Number of the trial"),
+            number("presentation", "Number of the presentation"),
+            PROPOSAL,
+            SLOT,
+        ),
+    ),
+    Schema(
+        "stimuli",
+        "One row per stimulus identity that was ever proposed",
+        (
+            text("stimulus_id", "Identity, unique in the session"),
+            number("proposal", "Proposal that named it first"),
+            PHASE,
+            GENERATION,
+            text("type", "blank, grating, bank or latent"),
+            text("spec", "What it is, as described to the renderer", "JSON"),
+            text("parents", "Identities of the stimuli it was recombined from", "JSON"),
+            number("latent_size", "Length of its latent code, 0 if it has none"),
+            number("latent_row", "Row of /stimuli/latents/codes_<latent_size>, -1 if it has no code", -1),
+        ),
+    ),
+    Schema(
+        "stimuli/prepared",
+        "One row per frame made ready for a stimulus of a proposal",
+        (SEQ, text("stimulus_id", "Identity of the stimulus"), PROPOSAL, SHA),
+    ),
+    Schema(
+        "stimuli/frames",
+        "One row per different frame as drawn: 8 bit, after limits and gamma table; pixels in images_<height>x<width>",
+        (
+            SHA,
+            text("stimulus_id", "First stimulus that it was drawn for"),
+            number("height", "Height of the frame"),
+            number("width", "Width of the frame"),
+            number("row", "Row of images_<height>x<width>"),
+        ),
+    ),
+    Schema(
+        "model/updates",
+        "One row per change of the agent or model",
+        (
+            SEQ,
+            RECEIPT,
+            PHASE,
+            GENERATION,
+            text("model_version", "Hash of the state"),
+            Column("best", "f8", "spikes/s", "Newest winner, over its re-shows, as reported", missing=float("nan")),
+            Column("mean", "f8", "spikes/s", "Mean of the candidates, as reported", missing=float("nan")),
+            Column("reference", "f8", "spikes/s", "Reference images, as reported", missing=float("nan")),
+            text("report", "All figures of the report", "JSON"),
+        ),
+    ),
+    Schema(
+        "model/proposals",
+        "One row per proposal",
+        (
+            SEQ,
+            RECEIPT,
+            PROPOSAL,
+            PHASE,
+            GENERATION,
+            text("agent", "Agent that made it"),
+            text("model_version", "Hash of the agent's state that made it"),
+            number("stimuli", "Number of its stimuli"),
+            number("tail_from", "First slot of the tail, shown while the next proposal is computed"),
+            Column("final", "bool", "1", "Whether no proposal follows in this phase"),
+            text("fallback", "Identities of the stimuli to show if the next proposal is late", "JSON"),
+        ),
+    ),
+    Schema(
+        "model/plan",
+        "One row per planned presentation of each proposal",
+        (
+            PROPOSAL,
+            number("slot", "Index into the proposal's plan"),
+            text("stimulus_id", "Identity of the stimulus"),
+            ROLE,
+            Column("tail", "bool", "1", "Whether it is shown while the next proposal is computed"),
+        ),
+    ),
+    Schema(
+        "model/work",
+        "One row per background computation of the model server",
+        (
+            SEQ,
+            RECEIPT,
+            number("work", "Number of the computation"),
+            number("steps", "Steps really taken"),
+            number("data_through_seq", "Last journal entry it knew"),
+            text("sha256", "Hash of its result"),
+        ),
+    ),
+    Schema(
+        "model/phases",
+        "One row per phase that ended",
+        (
+            SEQ,
+            RECEIPT,
+            PHASE,
+            text("reason", "Stop rule that held"),
+            Column("last", "bool", "1", "Whether no phase follows"),
+        ),
+    ),
+    Schema(
+        "faults",
+        "One row for everything that was lost, late or wrong",
+        (
+            SEQ,
+            RECEIPT,
+            text("sender", 'Process that said so; "view" for what was missing when this file was made'),
+            text("what", "Short name"),
+            text("detail", "What happened"),
+            text("done", "What the program did about it"),
+            host("since_host_ns", "Since when", NO_TIME),
+            text("presentations", "Presentations it touches, where known", "JSON"),
+        ),
+    ),
+    Schema(
+        "processes",
+        "One row per process start",
+        (
+            SEQ,
+            text("name", "Name of the process"),
+            number("pid", "Process number"),
+            text("boot_id", "Identity of the machine's boot: host times of different boots must not be compared"),
+            host("start_host_ns", "When it started"),
+            Column("start_utc_ns", "i8", "ns", "The same moment in UTC, since 1970", UTC),
+            text("notes", "What it said about itself: priority, pacing, threads", "JSON"),
+        ),
+    ),
+    *DEVICE_SCHEMAS,
+)
+
+IMAGES = Column("images", "u1", "grey level", "Frames as drawn, axes (row, y, x, rgb); y counts from the top")
+CODES = Column("codes", "f4", "1", "Latent codes that the generator decoded, axes (row, latent)")
