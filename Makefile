@@ -1,11 +1,12 @@
 # `make demo` and `make test` do all of their set-up on a fresh Debian or Ubuntu machine: see .ci/setup.
-.PHONY: help setup demo test test-slow lint check clean
+.PHONY: help setup demo test test-slow chaos lint check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       a whole session on the simulated animal, then its report"
 	@echo "make test       lint, types, import contracts and tests"
 	@echo "make test-slow  the tests that take longer"
+	@echo "make chaos      sessions whose processes are killed and frozen (about 20 minutes)"
 	@echo "make check      lint, types and import contracts only"
 	@echo "make clean      remove .venv and caches; sessions stay"
 	@echo "PYTHON=...      picks the interpreter of .venv (3.11 or 3.12)"
@@ -24,10 +25,13 @@ check: lint
 	@.venv/bin/lint-imports
 
 test: check
-	@.venv/bin/python -m pytest -m "not slow"
+	@.venv/bin/python -m pytest -m "not slow and not chaos"
 
 test-slow: setup
 	@.venv/bin/python -m pytest -m slow
+
+chaos: setup
+	@.venv/bin/python -m pytest -m chaos -s
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,39 +1,70 @@
 """The model server's process: `python -m models --folder SESSION --endpoint tcp://127.0.0.1:PORT`.
 
 The edge around the pure fold of `models.server`: it takes entries from the bus, steps the background work within a
-time budget between two looks at the log, and sends what the fold emits. It never touches screen or device sockets.
+time budget between two looks at the log, and sends what the fold emits. Config and identity of the session come from
+the log; after a restart the newest good snapshot and the entries after it give back what the fold knew. It never
+touches screen or device sockets.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 os.environ.update(OMP_DYNAMIC="FALSE", MKL_DYNAMIC="FALSE")  # before torch: sums must not depend on the load
 
 import psutil
-import torch
 
 from models.agents import build_from_config
 from models.agents.types import Work
-from models.server import WANTS, ModelServer
-from rig.bus import Peer
-from rig.child import Stop, fail, say, shield
+from models.server import WANTS, ModelServer, Said
+from models.snapshot import Snapshot, Snapshots, program_identity, session_identity, usable
 from rig.clock import Clock, HostClock
-from rig.config import Config, load
+from rig.config.session import Config
+from rig.links.peer import Peer
 from rig.messages import (
+    Entry,
+    Envelope,
     Fault,
+    ProcessStarted,
+    Proposal,
+    SessionStart,
+    kind_of,
 )
 from rig.provenance import process_started
+from rig.supervision.child import Stop, fail, say, shield
 
 NAME = "model"
+STARTS = frozenset({"session_start", "process_started"})
+EMITS = frozenset({"proposal", "model_updated", "phase_ended", "fault"})
+POLL_S = 0.02
+Read = Callable[[frozenset[str], int], Iterator[Entry]]  # entries of some kinds, after one: the log as it comes
+
+
+class Asked(Protocol):
+    """What is asked in every round whether to stop: `rig.supervision.child.Stop`, or `models.remote.Watch`."""
+
+    def __bool__(self) -> bool:
+        """Whether to stop."""
+        ...
+
+
+class Stopped(Exception):
+    """The supervisor wants the end before the server was there."""
 
 
 class Burn:
     """Endless torch work (a small convolution net in training), to show that computing never disturbs the screen."""
 
-    def __init__(self) -> None:
-        """Build the net."""
+    def __init__(self, threads: int) -> None:
+        """Build the net; `threads` as for the agents."""
+        import torch  # 2 s of a restart that needs it only here: the agents there are compute with NumPy
+
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
         generator = torch.Generator().manual_seed(0)
         self._images = torch.rand((16, 3, 64, 64), generator=generator)
         self._net = torch.nn.Sequential(
@@ -59,6 +90,101 @@ def _lower_priority() -> str:
     return "below normal"
 
 
+# --- the start, first or again ----------------------------------------------------------------------------------------
+
+
+def _entries(peer: Peer, stop: Asked) -> Iterator[Entry]:
+    """Yield the log as it comes; raises Stopped."""
+    while not stop:
+        yield from peer.poll(POLL_S)
+    raise Stopped
+
+
+def _introduce(peer: Peer, stop: Asked, clock: Clock) -> tuple[SessionStart, int]:
+    """Say that this process has started; return the session's first document and the seq of its own."""
+    peer.send(process_started(NAME, clock, {"priority": _lower_priority()}))
+    start: SessionStart | None = None
+    for entry in _entries(peer, stop):
+        if isinstance(entry.document, SessionStart):
+            start = entry.document
+        elif isinstance(entry.document, ProcessStarted) and entry.envelope.process == peer.process:
+            break
+    if start is None:
+        raise ValueError("the log does not begin with a SessionStart")
+    return start, entry.envelope.seq
+
+
+def _server(config: Config) -> ModelServer:
+    repeats = config.presentation.repeats_of_unusable
+    return ModelServer(build_from_config(config), len(config.phases), repeats)
+
+
+def restored(
+    config: Config, read: Read, snapshots: Snapshots, before_seq: int, refused: Callable[[Path, str], None]
+) -> tuple[ModelServer, int, str]:
+    """Return the fold as the newest good snapshot has it, the entry that it stands at, and which snapshot that was.
+
+    `read` gives the log, which holds this start's own entry at `before_seq`; `refused` is told of every snapshot that
+    cannot be used. Without a good one the fold begins anew, before the first entry.
+    """
+    for path, snapshot in usable(snapshots, before_seq):
+        if isinstance(snapshot, Snapshot):
+            server = _server(config)
+            server.restore(snapshot.state)
+            seq, why = snapshot.envelope.seq, _lost(snapshot.envelope, server.said, read, before_seq)
+            if not why:
+                return server, seq, f"{path.name}, entry {seq}"
+            why = f"{path.name}: {why}"
+        else:
+            why = str(snapshot)
+        refused(path, why)
+    return _server(config), 0, "none: the log from its beginning"
+
+
+def _lost(stands_at: Envelope, said: Sequence[Said], read: Read, before_seq: int) -> str:
+    """Return what the log lacks of the entry that a snapshot stands at and of what was `said` by then, "" if nothing.
+
+    A power loss may take what was said and leave the entry that caused it: whoever goes on would never say it again.
+    """
+    missing, there = dict.fromkeys(said), False
+    # Always the same kinds: entries of an earlier question may still be on their way here.
+    for entry in read(WANTS | STARTS | EMITS, min([stands_at.seq, *(s.cause_seq for s in said)]) - 1):
+        envelope = entry.envelope
+        there = there or envelope == stands_at
+        if envelope.seq >= stands_at.seq and not there:
+            return f"entry {stands_at.seq} of the log is not the one that it was made after"
+        if envelope.sender == NAME and envelope.cause_seq is not None and envelope.cause_index is not None:
+            missing.pop(Said(kind_of(entry.document), envelope.cause_seq, envelope.cause_index), None)
+        if (there and not missing) or envelope.seq >= before_seq:
+            break
+    lost = next(iter(missing), None)
+    return "" if lost is None else f"the log has lost the {lost.kind} that entry {lost.cause_seq} caused"
+
+
+def _resume(config: Config, peer: Peer, stop: Asked, snapshots: Snapshots, before_seq: int) -> tuple[ModelServer, str]:
+    """Return the fold as the newest good snapshot has it, and the peer's log set to go on after it.
+
+    Every snapshot that cannot be used is named in a Fault and set aside.
+    """
+
+    def read(wants: frozenset[str], last_seq: int) -> Iterator[Entry]:
+        peer.follow(wants, last_seq)
+        return _entries(peer, stop)
+
+    def refused(path: Path, why: str) -> None:
+        done = "set aside; an older snapshot or the log from its beginning is used"
+        peer.send(Fault(what="snapshot refused", detail=why, done=done))
+        with suppress(OSError):  # a folder that cannot be written: it will be named again
+            snapshots.set_aside(path)
+
+    server, seq, name = restored(config, read, snapshots, before_seq, refused)
+    peer.follow(WANTS | STARTS, seq)
+    return server, name
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
 def _work(server: ModelServer, work: Work, peer: Peer, clock: Clock, budget_s: float) -> bool:
     """Step the work that the fold asked for, for at most the budget; when finished send WorkDone and return True."""
     end_ns = clock.now_ns() + int(budget_s * 1e9)
@@ -70,45 +196,105 @@ def _work(server: ModelServer, work: Work, peer: Peer, clock: Clock, budget_s: f
     return finished
 
 
-def _loop(config: Config, peer: Peer, clock: Clock, stop: Stop) -> None:
-    server = ModelServer(build_from_config(config), len(config.phases))
-    burn = Burn() if config.processes.burn else None
-    submitted, ready, unread = -1, False, 0
+class Edge:
+    """The loop around the fold."""
+
+    def __init__(self, config: Config, server: ModelServer, peer: Peer, clock: Clock, snapshots: Snapshots) -> None:
+        """Feed `server` from `peer`, and keep its state in `snapshots`."""
+        self._config, self._server, self._peer, self._clock = config, server, peer, clock
+        self._snapshots = snapshots
+        self._last: Envelope | None = None  # of the last entry that the fold was given
+        self._due = False  # whether a proposal was made since the last snapshot
+        self._unsaved = False  # whether it was said that snapshots cannot be written
+        self.caught_up = False
+        self.submitted = -1  # number of the last work whose WorkDone was sent
+
+    @property
+    def computing(self) -> bool:
+        """Whether work that was asked for is not finished."""
+        return self._server.work is not None and self.submitted != self._server.work_number
+
+    def take(self, timeout_s: float) -> None:
+        """Give the fold what the log has; send what it emits."""
+        for entry in self._peer.poll(timeout_s):
+            if kind_of(entry.document) not in WANTS:
+                self.caught_up = self.caught_up or entry.envelope.process == self._peer.process
+                continue
+            self._last = entry.envelope
+            for index, document in enumerate(self._server.handle(entry)):
+                self._due = self._due or isinstance(document, Proposal)
+                self._peer.send(document, (entry.envelope.seq, index))
+
+    def compute(self) -> None:
+        """Work for a moment on what the fold asked for."""
+        work = self._server.work
+        if work is not None and _work(self._server, work, self._peer, self._clock, self._config.processes.work_step_s):
+            self.submitted = self._server.work_number
+
+    def save(self) -> None:
+        """Write a snapshot after each proposal, while the images of it are shown.
+
+        Only when everything that the fold emitted is journalled: a restart goes on after the snapshot's entry and would
+        never say it again.
+        """
+        if not self._due or self._last is None or self._peer.unacked:
+            return
+        self._due = False
+        try:
+            self._snapshots.write(Snapshot(self._last, self._server.state()))
+        except OSError as error:
+            if not self._unsaved:
+                done = "none: a restarted model server will read the log from an older one, or from its beginning"
+                self._peer.send(Fault(what="snapshot not written", detail=str(error), done=done))
+            self._unsaved = True
+
+
+def _loop(config: Config, edge: Edge, peer: Peer, stop: Asked, resumed: str) -> None:
+    burn = Burn(config.processes.torch_threads) if config.processes.burn else None
+    ready, unread = False, 0
     while not stop:
-        busy = burn is not None or (server.work is not None and submitted != server.work_number)
-        for entry in peer.poll(0.0 if busy else 0.02):
-            for index, document in enumerate(server.handle(entry)):
-                peer.send(document, (entry.envelope.seq, index))
-        if server.work is not None and submitted != server.work_number:
-            if _work(server, server.work, peer, clock, config.processes.work_step_s):
-                submitted = server.work_number
+        edge.take(0.0 if burn is not None or edge.computing else POLL_S)
+        if edge.computing:
+            edge.compute()
         elif burn is not None:
             burn.step()
-        if submitted >= 0 and not ready:
+        edge.save()
+        if not ready and edge.caught_up and not edge.computing:
             ready = True
-            say(ready={"threads": torch.get_num_threads()})
+            say(ready={"torch": "torch" in sys.modules, "snapshot": resumed})
         if peer.refused > unread:
             unread = peer.refused
             peer.send(Fault(what="document refused", detail="by the recorder, from the model", done="none"))
 
 
+def take_part(
+    peer: Peer, stop: Asked, clock: Clock, folder: Callable[[SessionStart], Path], mended: Callable[[Config], Config]
+) -> None:
+    """Take part in the session of `peer` until told to stop; raises Stopped if that comes before the server is there.
+
+    `folder` says where its snapshots go; `mended` is given the session's config and returns the one to use here.
+    """
+    start, own_seq = _introduce(peer, stop, clock)
+    config, session = mended(Config.model_validate(start.config)), session_identity(start)
+    snapshots = Snapshots(folder(start) / "snapshots", session, program_identity())
+    server, resumed = _resume(config, peer, stop, snapshots, own_seq)
+    _loop(config, Edge(config, server, peer, clock, snapshots), peer, stop, resumed)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Process entry."""
     parser = argparse.ArgumentParser(prog="models")
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="session folder; snapshots are kept in it")
     parser.add_argument("--endpoint", required=True)
     options = parser.parse_args(arguments)
     stop, clock = Stop(), HostClock()
-    config, _ = load(options.folder / "config.yaml")
-    torch.set_num_threads(config.processes.torch_threads)
-    torch.use_deterministic_algorithms(True)
-    notes = {"torch threads": str(torch.get_num_threads()), "priority": _lower_priority()}
-    peer = Peer(NAME, options.endpoint, WANTS, clock)
-    peer.send(process_started(NAME, clock, notes))
+    peer = Peer(NAME, options.endpoint, STARTS, clock)
     try:
-        _loop(config, peer, clock, stop)
+        take_part(peer, stop, clock, lambda _: options.folder, lambda config: config)
         if not peer.flush(2.0):
             return fail(f"{peer.unacked} documents were not taken by the recorder", "see the recorder's log")
+    except Stopped:
+        return 0
     finally:
         peer.close()
     return 0

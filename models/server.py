@@ -7,12 +7,14 @@ WorkDone comes back, in order, and a replay takes the steps that were taken live
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.agents.types import Agent, Batch, Told, Work
+from models.agents.types import F64, Agent, Batch, Told, Work
 from rig.messages import (
     Document,
     Entry,
@@ -21,9 +23,12 @@ from rig.messages import (
     PhaseEnded,
     Proposal,
     Response,
+    Role,
     SessionStart,
     WorkDone,
+    kind_of,
 )
+from rig.shown_again import ShownAgain
 
 WANTS = frozenset({"session_start", "response", "work_done"})
 WORK_INDEX = 1000  # cause index of a WorkDone: one work at most is asked for by one entry
@@ -55,37 +60,141 @@ def batch_hash(batch: Batch) -> str:
     return digest.hexdigest()
 
 
-class ModelServer:
-    """Tells agents what the units did, in proposal order, and turns what they ask for into proposals."""
+@dataclass(frozen=True)
+class Asked:
+    """What the fold must remember of a proposal until everything in it was told."""
 
-    def __init__(self, build: Callable[[int], Agent], phases: int) -> None:
-        """`build(k)` makes the agent of phase k, of `phases` in all."""
+    proposal: int
+    generation: int
+    tail_from: int
+    plan: tuple[tuple[Role, str], ...]
+    """Role and stimulus id of each slot."""
+
+    @staticmethod
+    def of(proposal: Proposal) -> "Asked":
+        """Take from a proposal what is needed."""
+        plan = tuple((slot.role, proposal.stimuli[slot.stimulus].id) for slot in proposal.plan)
+        return Asked(proposal.proposal, proposal.generation, proposal.tail_from, plan)
+
+    def state(self) -> list[Any]:
+        """Return JSON-able values."""
+        return [self.proposal, self.generation, self.tail_from, [list(slot) for slot in self.plan]]
+
+    @staticmethod
+    def restored(state: list[Any]) -> "Asked":
+        """Return what `state` was taken of."""
+        number, generation, tail_from, plan = state
+        return Asked(number, generation, tail_from, tuple((role, name) for role, name in plan))
+
+
+class Said(NamedTuple):
+    """A document of the fold, as the log names it: its kind, and the entry and place by which it was caused."""
+
+    kind: str
+    cause_seq: int
+    cause_index: int
+
+
+class ModelServer:
+    """Tells agents what the units did, in proposal order, and turns what they ask for into proposals.
+
+    An agent is told of a slot once, with its final response (`rig.shown_again`), and of the tail of a proposal together
+    with the main part of the next one, never before both are complete: what it knows then does not depend on when
+    responses came, in which order, or how often an image had to be shown.
+    """
+
+    def __init__(self, build: Callable[[int], Agent], phases: int, repeats: int) -> None:
+        """`build(k)` makes the agent of phase k, of `phases` in all.
+
+        `repeats`: how often a slot without a usable response is shown again (presentation.repeats_of_unusable).
+        """
         self._build = build
         self._phases = phases
         self._phase = -1
         self._agent: Agent | None = None
         self._proposals = 0
-        self._current: Proposal | None = None
+        self._current: Asked | None = None
         self._told_main = False
-        self._previous: Proposal | None = None
-        self._answers: dict[tuple[int, int], Response] = {}
+        self._previous: Asked | None = None
+        self._again = ShownAgain(repeats)
+        self._answers: dict[tuple[int, int], F64 | None] = {}  # rates of final responses that were not told yet
         self._through = 0
+        self.said: tuple[Said, ...] = ()
+        """The newest proposal and all that was emitted after it: a log without one of these never had this state."""
         self.work: Work | None = None
         self.work_number = -1
         self.work_cause: tuple[int, int] = (0, WORK_INDEX)
 
     def handle(self, entry: Entry) -> list[Document]:
-        """Take one entry of the log; return the documents it causes."""
+        """Take one entry of the log; return the documents it causes.
+
+        An agent that raises at it ends its phase, here and not in the process, so that a replay says the same. What
+        raises at the session's first document is a mistake in its set-up, and is raised.
+        """
         self._through = entry.envelope.seq
-        document = entry.document
+        try:
+            caused = self._take(entry.document)
+        except MemoryError:
+            raise  # the machine's state, not the document's: a replay would not see it
+        except Exception as error:
+            if isinstance(entry.document, SessionStart):
+                raise
+            caused = self._failed(f"entry {entry.envelope.seq} ({kind_of(entry.document)})", error)
+        for index, document in enumerate(caused):
+            before = () if isinstance(document, Proposal) else self.said
+            self.said = (*before, Said(kind_of(document), self._through, index))
+        return caused
+
+    def _take(self, document: Document) -> list[Document]:
         if isinstance(document, SessionStart):
             return self._next_phase()
         if isinstance(document, WorkDone):
             return self._take_work(document)
-        if isinstance(document, Response) and document.slot >= 0:
-            self._answers.setdefault((document.proposal, document.slot), document)
+        if isinstance(document, Response) and self._again.take(document) == "final":
+            rate_hz = document.rate_hz if document.usable else None
+            self._answers[document.proposal, document.slot] = rate_hz
             return self._progress()
         return []
+
+    def state(self) -> dict[str, Any]:
+        """Return the whole state: arrays and JSON-able values; a work in progress is not in it, but that it was asked.
+
+        An agent does not change between `ask` and the result of the work, so that the same work can be asked for again.
+        """
+        return {
+            "phase": self._phase,
+            "agent": None if self._agent is None else self._agent.state(),
+            "proposals": self._proposals,
+            "current": None if self._current is None else self._current.state(),
+            "previous": None if self._previous is None else self._previous.state(),
+            "told_main": self._told_main,
+            "again": self._again.state(),
+            "answers": [[*key, rate_hz] for key, rate_hz in self._answers.items()],
+            "through": self._through,
+            "said": [list(said) for said in self.said],
+            "asked": self.work is not None,
+            "work_number": self.work_number,
+            "work_cause": list(self.work_cause),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over the state of a fold over the same session; a work that was asked for begins anew."""
+        self._phase = state["phase"]
+        self._agent = None
+        if state["agent"] is not None:
+            self._agent = self._build(self._phase)
+            self._agent.restore(state["agent"])
+        self._proposals = state["proposals"]
+        self._current = None if state["current"] is None else Asked.restored(state["current"])
+        self._previous = None if state["previous"] is None else Asked.restored(state["previous"])
+        self._told_main = state["told_main"]
+        self._again.restore(state["again"])
+        self._answers = {(proposal, slot): rate_hz for proposal, slot, rate_hz in state["answers"]}
+        self._through = state["through"]
+        self.said = tuple(Said(*said) for said in state["said"])
+        self.work_number = state["work_number"]
+        self.work_cause = (state["work_cause"][0], state["work_cause"][1])
+        self.work = self._agent.ask() if state["asked"] and self._agent is not None else None
 
     def work_done(self) -> WorkDone:
         """Describe the finished work; the edge sends this, and the result counts when it comes back."""
@@ -106,6 +215,32 @@ class ModelServer:
         self._current = self._previous = None
         self._ask()
         return []
+
+    def _failed(self, where: str, error: Exception) -> list[Document]:
+        """Go on without the agent that raised: nobody knows what its state is worth.
+
+        The next phase begins; where there is none the session is not ended, but nothing is proposed any more: the rig
+        shows the fallback images for a while, then grey, until somebody looks.
+        """
+        out: list[Document] = []
+        while True:
+            last = self._phase + 1 >= self._phases
+            words = re.sub(r"0x[0-9a-f]+", "0x...", f"{type(error).__name__}: {error}")[:200]  # a replay says the same
+            name = "no agent" if self._agent is None else type(self._agent).__name__.lower()
+            after = "no phase follows: fallback images are shown, then grey" if last else "the next begins"
+            detail = f"phase {self._phase + 1}, {name}, at {where}: {words}"
+            out.append(Fault(what="agent failed", detail=detail, done=f"it is asked for nothing more; {after}"))
+            self._agent = self.work = self._current = self._previous = None
+            self._answers.clear()
+            if last:
+                return out
+            out.append(PhaseEnded(phase=self._phase, reason=f"its agent failed: {words}", last=False))
+            try:
+                return [*out, *self._next_phase()]
+            except MemoryError:
+                raise
+            except Exception as another:  # noqa: BLE001 - as in `handle`
+                where, error = "its beginning", another
 
     def _ask(self) -> None:
         if self._agent is not None:
@@ -129,9 +264,11 @@ class ModelServer:
                     done="the result of this run is used",
                 )
             )
-        self._previous, self._current, self._told_main = self._current, self._proposal(batch), False
+        proposal = self._proposal(batch)
+        self._previous, self._current, self._told_main = self._current, Asked.of(proposal), False
+        self._again.planned(proposal.proposal, len(proposal.plan))
         self._proposals += 1
-        return [self._current, *faults]  # the proposal keeps its identity also where a restart finds a difference
+        return [proposal, *faults]  # the proposal keeps its identity also where a restart finds a difference
 
     def _proposal(self, batch: Batch) -> Proposal:
         assert self._agent is not None  # noqa: S101 - only called while a phase runs
@@ -150,29 +287,29 @@ class ModelServer:
             latents=batch.latents,
         )
 
-    def _answered(self, proposal: Proposal, start: int, end: int) -> bool:
-        return all((proposal.proposal, k) in self._answers for k in range(start, end))
+    def _answered(self, asked: Asked, start: int, end: int) -> bool:
+        return all((asked.proposal, k) in self._answers for k in range(start, end))
 
-    def _rows(self, proposal: Proposal, start: int, end: int) -> list[Told]:
+    def _rows(self, asked: Asked, start: int, end: int) -> list[Told]:
         rows = []
         for k in range(start, end):
-            answer = self._answers.pop((proposal.proposal, k), None)
-            slot = proposal.plan[k]
-            rate = answer.rate_hz if answer is not None and answer.usable else None
-            rows.append(Told(proposal.proposal, k, slot.role, proposal.stimuli[slot.stimulus].id, rate))
+            role, name = asked.plan[k]
+            rows.append(Told(asked.proposal, k, role, name, self._answers.pop((asked.proposal, k))))
         return rows
 
     def _progress(self) -> list[Document]:
         """Tell the agent whatever became complete, and ask for the next batch or end the phase."""
-        agent, current = self._agent, self._current
+        agent, current, before = self._agent, self._current, self._previous
         if agent is None or current is None:
             return []
         out: list[Document] = []
         end = len(current.plan)
         if not self._told_main and self._answered(current, 0, current.tail_from):
-            self._told_main = True
-            before = self._previous
-            late = self._rows(before, before.tail_from, len(before.plan)) if before is not None else []
+            tail = (before, before.tail_from, len(before.plan)) if before is not None else None
+            if tail is not None and not self._answered(*tail):
+                return []  # an image of the tail before is being shown again
+            self._told_main, self._previous = True, None
+            late = [] if tail is None else self._rows(*tail)
             agent.tell([*late, *self._rows(current, 0, current.tail_from)])
             out.append(self._updated(current))
             if agent.finished() is None:
@@ -183,11 +320,11 @@ class ModelServer:
             out += self._end_phase(agent.finished() or "all of its images were shown")
         return out
 
-    def _updated(self, proposal: Proposal) -> ModelUpdated:
+    def _updated(self, asked: Asked) -> ModelUpdated:
         assert self._agent is not None  # noqa: S101 - only called while a phase runs
         return ModelUpdated(
             phase=self._phase,
-            generation=proposal.generation,
+            generation=asked.generation,
             model_version=state_hash(self._agent.state()),
             report=self._agent.report(),
         )

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rig.config import ConfigError, Simulation
+from rig.config.session import ConfigError, Simulation
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

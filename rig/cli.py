@@ -3,22 +3,28 @@
 It joins the rig with the models and the simulated animal; every heavy import happens inside the command that needs it.
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from rig.animal.commands import fake_app
-from rig.bench.commands import bench_app
-from rig.clock import HostClock
-from rig.config import Config, ConfigError, Subject, load
-from rig.messages import (
-    Entry,
-)
+from rig.bench.commands import add_replay_bench, bench_app
+from rig.clock import HostClock, StrayReplayClock, replayed
+from rig.config.session import Config, ConfigError, load
+from rig.config.subject import Subject, lacking
+from rig.export.commands import export
+from rig.links.keys_commands import keys_app
+from rig.replay.commands import add_replay
+from rig.units.commands import units_app
+from rig.why.tree import why
+
+if TYPE_CHECKING:
+    from rig.replay.model_side import ModelSide, Neurons
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,11 +34,23 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(fake_app, name="fake")
+app.add_typer(units_app, name="units")
+app.add_typer(keys_app, name="keys")
+app.command()(export)
+app.command()(why)
 console = Console()
 errors = Console(stderr=True)
 ConfigFile = Annotated[Path, typer.Argument(help="Config file of the session, YAML.")]
 SessionFolder = Annotated[Path, typer.Argument(help="Session folder, for example sessions/2026-11-21-demo.")]
 Sessions = Annotated[Path, typer.Option("--sessions", help="Folder in which sessions are kept.")]
+
+
+@app.callback()
+def _on_our_own_clock() -> None:
+    try:
+        replayed()
+    except StrayReplayClock as error:
+        raise _die(error) from error
 
 
 def _die(message: object) -> typer.Exit:
@@ -56,20 +74,51 @@ def _existing(folder: Path) -> Path:
 
 
 @app.command()
-def run(config: ConfigFile, sessions: Sessions = Path("sessions")) -> None:
-    """Run a session: screen, devices, model, log."""
-    from rig.runs import new_folder, run_session
-    from rig.supervisor import SessionFailed
+def run(
+    config: Annotated[Path | None, typer.Argument(help="Config file of the session, YAML.")] = None,
+    sessions: Sessions = Path("sessions"),
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Folder of a session that was broken off: go on with it.")
+    ] = None,
+) -> None:
+    """Run a session: screen, devices, model, log.
 
+    Example: stimloop run configs/my-session.yaml; after a power failure: stimloop run --resume sessions/DATE-NAME
+    """
+    from rig.supervision.processes import SessionFailed
+    from rig.supervision.runs import new_folder, run_session
+
+    if resume is not None:
+        _resume(resume, config)
+        return
+    if config is None:
+        raise _die("give the config file of a session, or --resume and the folder of one that was broken off")
     settings, text = _config(config)
     if settings.subject == Subject():
         raise _die(f"{config}: subject: missing; name the animal (id, species), or use `stimloop demo --config`")
+    if missing := lacking(settings.model_dump(mode="json")):
+        console.print(f"exports will lack: {', '.join(missing)} (docs/export.md)", highlight=False, soft_wrap=True)
     try:
         clock = HostClock()
         folder = new_folder(sessions, settings.name, text, clock)
         console.print(f"session folder [bold]{folder}[/]", soft_wrap=True)
         reason = run_session(folder, settings, False, clock, console)
     except (SessionFailed, OSError) as error:
+        raise _die(error) from error
+    console.print(f"session {reason}; log {folder / 'session.journal'}, data {folder / 'session.h5'}", soft_wrap=True)
+    _write_report(folder)
+
+
+def _resume(folder: Path, config: Path | None) -> None:
+    from rig.display.virtual import NoScreen
+    from rig.supervision.processes import SessionFailed
+    from rig.supervision.resume import resume
+
+    if config is not None:
+        raise _die(f"{config}: a resumed session goes on with its own config; leave this argument out")
+    try:
+        reason = resume(folder, HostClock(), console)
+    except (SessionFailed, ConfigError, NoScreen, OSError) as error:
         raise _die(error) from error
     console.print(f"session {reason}; log {folder / 'session.journal'}, data {folder / 'session.h5'}", soft_wrap=True)
     _write_report(folder)
@@ -86,7 +135,7 @@ def animal(
     from models.truth import build
     from rig.animal.process import look_rects
     from rig.animal.process import run as run_animal
-    from rig.child import Stop
+    from rig.supervision.child import Stop
     from stimuli.bank import natural_bank
     from stimuli.geometry import pixel_angles
 
@@ -111,7 +160,7 @@ def demo(
     """Watch a simulated neuron's favourite image evolve: screen, eye, neurons, wire, recorder, evolution, log."""
     from rig.demo import run_demo
     from rig.display.virtual import NoScreen
-    from rig.supervisor import SessionFailed
+    from rig.supervision.processes import SessionFailed
 
     path = config or Path(__file__).parent.parent / "configs" / "demo.yaml"
     settings, text = _config(path)
@@ -124,78 +173,34 @@ def demo(
         raise _die("the demo ran to its end but did not reach its goals; see the lines above")
 
 
-@app.command()
-def replay(
-    folder: SessionFolder,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare every decision with the journal.")] = False,
-) -> None:
-    """Run the live code again from the journal of a session."""
-    from threadpoolctl import threadpool_limits
-
+def _model_side() -> "ModelSide":
+    """Join replay and its bench with the models."""
     from models.agents import build_from_config
     from models.server import WANTS, ModelServer
-    from rig.journal import JournalReader
-    from rig.messages import (
-        Proposal,
-        SessionStart,
-    )
-    from rig.replay import verify as verify_log
+    from models.truth import build
+    from rig.display.places import places
+    from rig.replay.model_side import ModelSide, WhatIf
 
-    if not verify:
-        raise _die("choose what to replay: --verify")
-
-    def make(start: SessionStart) -> ModelServer:
-        settings = Config.model_validate(start.config)
+    def server(settings: Config) -> ModelServer:
         _torch_as_live(settings)
-        return ModelServer(build_from_config(settings), len(settings.phases))
+        return ModelServer(
+            build_from_config(settings), len(settings.phases), settings.presentation.repeats_of_unusable
+        )
 
-    reader = JournalReader(_existing(folder) / "session.journal")
-    entries: list[Entry] = []
-    while new := reader.read(final=True):
-        entries += new
-    reader.close()
-    try:
-        with threadpool_limits(1):  # as the supervisor gives it to the live model server
-            verdict = verify_log(entries, make, WANTS)
-    except ValueError as error:
-        raise _die(error) from error
-    table = Table("decision", "identical", box=None)
-    for kind, n in sorted(verdict.identical.items()):
-        table.add_row(kind, str(n))
-    console.print(table)
-    for line in [*verdict.different, *verdict.missing][:20]:
-        errors.print(line)
-    whole = _completeness(entries, reader.damaged_bytes + reader.bad_records)
-    for line in whole:
-        errors.print(f"[yellow]incomplete log[/] {line}", highlight=False)
-    if not verdict.identical:
-        raise _die("the journal holds no decision that could be compared")
-    if not verdict.agrees:
-        raise _die(f"{len(verdict.different)} decisions differ, {len(verdict.missing)} are missing or new")
-    proposals = sum(isinstance(e.document, Proposal) for e in entries)
-    console.print(
-        f"identical: {verdict.identical.get('proposal', 0)} of {proposals} proposals, "
-        f"{verdict.decisions} decisions in all"
-    )
-    if whole:
-        raise typer.Exit(3)
+    def neurons(settings: Config) -> "Neurons":
+        return build(settings.animal, *places(settings).angles)
+
+    def what_if() -> WhatIf:
+        from models.twin import fit, reduced
+        from models.what_if import closed_loop, decode, would_show
+
+        return WhatIf(reduced=reduced, fit=fit, would_show=would_show, decode=decode, closed_loop=closed_loop)
+
+    return ModelSide(wants=WANTS, server=server, neurons=neurons, what_if=what_if)
 
 
-def _completeness(entries: list[Entry], damage: int) -> list[str]:
-    """Return what is missing from a log, in words; nothing for a session that was closed in order."""
-    from rig.messages import (
-        SessionStop,
-    )
-
-    out = []
-    seqs = [e.envelope.seq for e in entries]
-    if seqs != list(range(1, len(seqs) + 1)):
-        out.append(f"{seqs[-1] - len(seqs)} entries are missing or damaged")
-    if damage:
-        out.append("part of the file is damaged")
-    if not isinstance(entries[-1].document, SessionStop):
-        out.append("the session was not closed in order: the log ends without SessionStop")
-    return out
+add_replay(app, _model_side)
+add_replay_bench(bench_app, _model_side)
 
 
 def _torch_as_live(settings: Config) -> None:
@@ -208,8 +213,49 @@ def _torch_as_live(settings: Config) -> None:
 
 def _write_report(folder: Path) -> None:
     from rig.report.page import write
+    from rig.view.h5 import up_to_date
 
+    if (folder / "session.h5").exists() and not up_to_date(folder):
+        console.print("session.h5 is older than the journal, or damaged: it is made anew", soft_wrap=True)
     console.print(f"report [bold]{write(folder)}[/], figures {folder / 'figures'}")
+
+
+@app.command()
+def model(
+    connect: Annotated[str, typer.Option("--connect", help="Address of the rig's computer, tcp://HOST:PORT.")],
+    keys: Annotated[Path, typer.Option("--keys", help="Folder of this computer's keys, see `stimloop keys new`.")],
+    snapshots: Annotated[Path, typer.Option("--snapshots", help="Folder for its memory.")] = Path("snapshots"),
+    bank: Annotated[
+        list[str] | None, typer.Option("--bank", help="NAME=FOLDER: where a picture bank of the config lies here.")
+    ] = None,
+) -> None:
+    """Run the model server here for a rig on another computer.
+
+    For example: stimloop model --connect tcp://10.0.0.5:5600 --keys keys/model (docs/remote.md)
+    """
+    from threadpoolctl import threadpool_limits
+
+    from models.remote import NoBank, serve
+    from rig.links.keys import KeysError, client_keys
+    from rig.links.loopback import NotPrivate, split_endpoint
+    from rig.links.peer import NotWelcome
+
+    banks = {}
+    for given in bank or ():
+        name, _, folder = given.partition("=")
+        if not folder:
+            raise _die(f"--bank {given}: write NAME=FOLDER")
+        banks[name] = Path(folder)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    try:
+        split_endpoint(connect)
+        with threadpool_limits(1):  # as the supervisor gives it to a model server beside it
+            serve(connect, client_keys(keys), snapshots, banks, HostClock(), say)
+    except (KeysError, NotPrivate, NotWelcome, NoBank, ValueError) as error:
+        raise _die(error) from error
 
 
 @app.command()
@@ -246,7 +292,7 @@ def clocks(
 
     from rig.clocks.barcodes import BarcodeFormat
     from rig.clocks.clockfit import KINDS_NEEDED, compare_barcodes, figures, photodiode_lags, runs_of
-    from rig.journal import read_all
+    from rig.recording.journal import read_all
 
     entries = read_all(_existing(folder) / "session.journal", KINDS_NEEDED)
     runs = runs_of(entries)
@@ -268,10 +314,23 @@ def clocks(
 
 @app.command()
 def recover(folder: SessionFolder) -> None:
-    """Rebuild session.h5 from the journal, also from one that was torn by a kill or a power loss."""
-    from rig.view.h5 import build
+    """Rebuild session.h5 from the journal, also from one that was torn by a kill or a power loss.
 
-    console.print(f"rebuilt [bold]{build(_existing(folder))}[/]", soft_wrap=True)
+    Example: stimloop recover sessions/2026-11-21-demo
+    """
+    from rig.recording.recover import recover as rebuild
+    from rig.view.session_file import NoRoom
+
+    try:
+        said = rebuild(_existing(folder))
+    except NoRoom as error:
+        _die(f"{error}; free space there. The journal is as it was")
+        sys.stderr.flush()
+        os._exit(2)  # HDF5 may hold a file that it cannot close
+    except OSError as error:
+        raise _die(f"{folder}: {error}; the journal is as it was") from error
+    for line in said:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -282,10 +341,10 @@ def journal(
 ) -> None:
     """List a session's journal: one JSON object a line; long arrays and pictures are given by their shape."""
     from rig.encoding import summary
-    from rig.journal import JournalReader
     from rig.messages import (
         DOCUMENT_TYPES,
     )
+    from rig.recording.journal import JournalReader
 
     if kind is not None and kind not in DOCUMENT_TYPES:
         raise _die(f"no documents of kind {kind!r}; there are: {', '.join(sorted(DOCUMENT_TYPES))}")

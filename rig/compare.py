@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.animal.truth_log import Truth, read
-from rig.journal import read_all
 from rig.messages import (
     Entry,
     Fault,
@@ -20,6 +19,7 @@ from rig.messages import (
     Response,
     TrialIntent,
 )
+from rig.recording.journal import read_all
 
 KINDS = frozenset({"trial_intent", "proposal", "presented", "response", "fault"})
 PAIRING_NS = 40_000_000

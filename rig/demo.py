@@ -9,19 +9,21 @@ from rich.console import Console
 
 from rig.clock import Clock
 from rig.compare import Compared, compare, onset_figures
-from rig.config import Config, EvolvePhase
+from rig.config.session import Config, EvolvePhase
 from rig.display.guest_rig import SAID_BYE
 from rig.display.virtual import virtual_screen
-from rig.journal import read_all
 from rig.messages import StopRequested
-from rig.runs import new_folder, run_session, simulated_animal
+from rig.recording.journal import read_all
+from rig.supervision.runs import new_folder, run_session, simulated_animal
 
 
 @contextmanager
 def any_screen(config: Config) -> Iterator[str]:
     """Use the screen of DISPLAY where there is one, else a private virtual screen. Raises NoScreen."""
     given = os.environ.get("DISPLAY")
-    with nullcontext(given) if given or os.name == "nt" else virtual_screen(config.display.size_px) as display:
+    private = not given and os.name != "nt"
+    size_px = config.display.size_px
+    with virtual_screen(size_px, until_unused=True) if private else nullcontext(given) as display:
         yield display or ""
 
 

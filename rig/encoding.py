@@ -14,15 +14,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from rig.messages import ARRAY_FIELDS, AnyDocument, Document, Entry, Envelope, kind_of
 
-MAX_HEADER_BYTES = 8 << 20
-MAX_ARRAY_BYTES = 1 << 30
+MAX_HEADER_BYTES = 4 << 20
+MAX_ARRAY_BYTES = 256 << 20  # also of any message on the bus
 MAX_ARRAYS = 8
 _KIND = re.compile(rb'"document":\{"version":\d+,"kind":"([a-z_]+)"')
 _KIND_WITHIN = 1000  # an envelope is shorter
 _ADAPTER: TypeAdapter[Document] = TypeAdapter(AnyDocument)
+# Looked up, never parsed: numpy takes a whole language of dtype strings.
+_DTYPES = {d.str: d for d in map(np.dtype, ("u1", "<u2", "<u4", "<i8", "<f4", "<f8"))}
+# A text with NUL or a number beyond 64 bits is valid JSON, but neither HDF5 nor numpy can hold it. Both are rare enough
+# that only a header in which one might stand is walked.
+_SUSPECT = re.compile(rb"\\u0000|[:,\[]\s*-?(?:\d{19}|[\d.]+[eE])")
+_LARGEST = 2**63
 
 
 class BadDocument(ValueError):
@@ -46,10 +53,10 @@ def encode(document: Document) -> list[bytes]:
 
 
 def _array(meta: Any, raw: bytes) -> npt.NDArray[Any]:
-    dtype = np.dtype(str(meta["dtype"]))
-    shape = tuple(int(n) for n in meta["shape"])
-    if dtype.kind not in "uif" or any(n < 0 for n in shape) or len(shape) > 4:
-        raise BadDocument(f"array {meta['name']!r} has dtype {dtype} and shape {shape}, which no document uses")
+    dtype, shape = _DTYPES.get(meta["dtype"]), tuple(meta["shape"])
+    if dtype is None or len(shape) > 4 or not all(type(n) is int and 0 <= n < _LARGEST for n in shape):
+        what = f"dtype {str(meta['dtype'])[:20]!r} and shape {str(shape)[:60]}"
+        raise BadDocument(f"array {meta['name']!r} has {what}, which no document uses")
     size = dtype.itemsize
     for n in shape:  # Python integers: no overflow from a hostile shape
         size *= n
@@ -60,6 +67,22 @@ def _array(meta: Any, raw: bytes) -> npt.NDArray[Any]:
     return np.frombuffer(raw, dtype=dtype).reshape(shape)
 
 
+def _check_values(value: Any) -> None:
+    """Raise BadDocument where a text holds NUL or a number does not fit into 64 bits."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_values(key)
+            _check_values(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_values(inner)
+    elif isinstance(value, str):
+        if "\0" in value:
+            raise BadDocument("a text holds the character NUL")
+    elif isinstance(value, int | float) and not -_LARGEST <= value < _LARGEST:
+        raise BadDocument(f"the number {str(value)[:30]} does not fit into 64 bits")
+
+
 def decode(frames: Sequence[bytes]) -> Document:
     """Turn frames back into a document; raises BadDocument and nothing else on any malformed input."""
     if not frames or len(frames) > MAX_ARRAYS + 1 or len(frames[0]) > MAX_HEADER_BYTES:
@@ -67,10 +90,12 @@ def decode(frames: Sequence[bytes]) -> Document:
     if any(len(f) > MAX_ARRAY_BYTES for f in frames[1:]):
         raise BadDocument(f"an array frame is larger than {MAX_ARRAY_BYTES} bytes")
     try:
-        header = json.loads(frames[0])
+        header = from_json(frames[0], allow_inf_nan=False)  # bounds nesting, refuses lone surrogates
         fields, arrays = header["document"], header["arrays"]
-        if not isinstance(fields, dict) or len(arrays) != len(frames) - 1:
+        if not isinstance(fields, dict) or not isinstance(arrays, list) or len(arrays) != len(frames) - 1:
             raise BadDocument("header and number of array frames disagree")
+        if _SUSPECT.search(frames[0]):
+            _check_values(fields)
         names = ARRAY_FIELDS.get(str(fields.get("kind")), ())
         fields.update(dict.fromkeys(names))
         for meta, raw in zip(arrays, frames[1:], strict=True):
@@ -81,10 +106,16 @@ def decode(frames: Sequence[bytes]) -> Document:
     except BadDocument:
         raise
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadDocument(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(p) for p in first["loc"])[:100]
+        raise BadDocument(_plain(f"{where}: {first['msg'][:200]}")) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise BadDocument(f"not a document: {type(error).__name__}: {error}") from error
+        raise BadDocument(_plain(f"not a document: {type(error).__name__}: {str(error)[:200]}")) from error
+
+
+def _plain(text: str) -> str:
+    """Return a text that may come from anywhere as one that a Fault can hold."""
+    return text.encode("ascii", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def pack(parts: Sequence[bytes]) -> bytes:
@@ -120,14 +151,26 @@ def kind_in(body: bytes) -> str:
     return found.group(1).decode() if found else ""
 
 
+def envelope_in(body: bytes) -> Envelope:
+    """Return the envelope of a journalled entry without decoding its document; raises BadDocument."""
+    if len(body) < 8:
+        raise BadDocument("a record of fewer than 8 bytes")
+    count, length = struct.unpack_from("<2I", body)
+    start = 4 * (count + 1)
+    return _envelope(body[start : start + length])
+
+
+def _envelope(part: bytes) -> Envelope:
+    try:
+        return Envelope.model_validate_json(part)
+    except ValidationError as error:
+        raise BadDocument(f"not an envelope: {error}") from error
+
+
 def decode_entry(body: bytes) -> Entry:
     """Undo `encode_entry`; raises BadDocument."""
     parts = unpack(body)
-    try:
-        envelope = Envelope.model_validate_json(parts[0])
-    except (ValidationError, IndexError) as error:
-        raise BadDocument(f"not an envelope: {error}") from error
-    return Entry(envelope, decode(parts[1:]))
+    return Entry(_envelope(parts[0] if parts else b""), decode(parts[1:]))
 
 
 def summary(entry: Entry) -> str:

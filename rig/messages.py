@@ -8,7 +8,7 @@ Times are integers in ns and name their clock: `_host_ns` is the host's monotoni
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -67,22 +67,45 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     version: Literal[1] = 1
 
+    # Fields that may hold integers, and the named axes of array fields: looked up once for each kind of document.
+    _integers: ClassVar[tuple[str, ...]] = ()
+    _array_axes: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Look through the fields of a kind of document."""
+        fields = cls.model_fields.items()
+        axes = [(name, tuple(m.axes)) for name, f in fields for m in f.metadata if isinstance(m, Axes)]
+        cls._array_axes = tuple(axes)
+        cls._integers = tuple(n for n, f in fields if "int" in str(f.annotation) and n not in dict(axes))
+
     @model_validator(mode="after")
     def _axes_agree(self) -> Self:
         """Columns along one axis have one length, the `unit` axis that of `units`; integers fit into 64 bits."""
-        lengths = {"unit": len(self.units)} if hasattr(self, "units") else {}
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
+        values = self.__dict__
+        for name in self._integers:
+            value = values[name]
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ValueError(f"{name} does not fit into 64 bits")
-            for axes in (m.axes for m in field.metadata if isinstance(m, Axes)):
-                for axis, length in zip(axes, value.shape, strict=True):
+        if self._array_axes:
+            lengths = {"unit": len(values["units"])} if "units" in values else {}
+            for name, axes in self._array_axes:
+                for axis, length in zip(axes, values[name].shape, strict=True):
                     if lengths.setdefault(axis, length) != length:
                         raise ValueError(f"{name} has {length} along {axis}, where there are {lengths[axis]}")
         return self
 
 
 # --- session and processes ------------------------------------------------------------------------------------------
+
+
+class Origin(Document):
+    """The session that another one was made from."""
+
+    session: str = Field(description="Name of its folder.")
+    journal_sha256: str = Field(description="sha256 over its journal file.")
+    made_utc_ns: int = Field(description="When this one was made from it.")
+    how: dict[str, str] = Field(description="What was done to it: options, hashes of other files used.")
 
 
 class SessionStart(Document):
@@ -98,6 +121,11 @@ class SessionStart(Document):
     dirty: bool | None = Field(description="Whether the checkout had local changes, None outside a checkout.")
     start_host_ns: int
     start_utc_ns: int
+    derived_from: Origin | None = Field(
+        default=None, description="Session whose units were sorted again: its responses were made anew, nothing else."
+    )
+    replay_of: Origin | None = Field(default=None, description="Session whose recorded traffic this one was fed with.")
+    cut_from: Origin | None = Field(default=None, description="Session of which this is the beginning, up to a moment.")
 
 
 class ProcessStarted(Document):
@@ -147,6 +175,15 @@ class Fault(Document):
     done: str = Field(description="What the program did about it.")
     since_host_ns: int | None = None
     presentations: tuple[int, ...] = Field(default=(), description="Presentations it touches, where known.")
+
+
+class Pause(Document):
+    """Nothing more is to be shown until this is lifted: the rig holds after the trial that is on the screen."""
+
+    kind: Literal["pause"] = "pause"
+    paused: bool = Field(description="True: hold; False: go on.")
+    reason: str = Field(description="Why, and what cures it; for the experimenter.")
+    since_host_ns: int = Field(description="Since when the reason holds, or held, host clock.")
 
 
 # --- what to show -----------------------------------------------------------------------------------------------------
@@ -397,6 +434,7 @@ class ClockSample(Document):
     uncertainty_ns: int | None = Field(default=None, ge=0, description="Bound on the pair's error, for edge, barcode.")
 
 
+FALLBACK_OVER = "fallback over"  # Fault: a proposal is so late that nothing stands in for it any more
 # What one unit of `Response.rate_hz` is, by `Response.measure`.
 RATE_UNITS = {"spikes": "spikes/s", "counts": "counts/s", "deconvolved": "events/s (dF/F)", "dff": "dF/F"}
 
@@ -414,6 +452,9 @@ class Response(Document):
     run: int | None = Field(default=None, description="Acquisition run whose samples the windows count in.")
     usable: bool
     reason: str = Field(description='Why not usable; "" if usable.')
+    curable: bool = Field(
+        default=True, description="Whether showing the image again may give a usable response; not if it was refused."
+    )
     onset_source: Literal["photodiode", "flip", "none"]
     onset_sample: int | None = Field(description="Onset of the image in device samples, None if unknown.")
     onset_host_ns: int | None = Field(description="The same onset on the host clock.")
@@ -473,6 +514,16 @@ class OutputDone(Document):
     session_volume_ul: float | None = Field(default=None, description="All rewards of the session so far, uL.")
 
 
+class BarcodeSent(Document):
+    """A barcode that this host sent on an output line, for devices that record the line."""
+
+    kind: Literal["barcode_sent"] = "barcode_sent"
+    output: str
+    number: int
+    sent_host_ns: int = Field(description="When its first edge went out, host clock.")
+    uncertainty_ns: int = Field(ge=0, description="Bound on the error of that: of the stamp and the line's delay.")
+
+
 AnyDocument = Annotated[
     SessionStart
     | ProcessStarted
@@ -480,6 +531,7 @@ AnyDocument = Annotated[
     | SessionStop
     | Tick
     | Fault
+    | Pause
     | Proposal
     | PhaseEnded
     | WorkDone
@@ -497,7 +549,8 @@ AnyDocument = Annotated[
     | ClockSample
     | Response
     | OutputRequest
-    | OutputDone,
+    | OutputDone
+    | BarcodeSent,
     Field(discriminator="kind"),
 ]
 DOCUMENT_TYPES: dict[str, type[Document]] = {

@@ -1,28 +1,30 @@
 """Ask the operating system for real-time priority, and say in words what was granted.
 
-Called once by `rig.display.session` before the window opens, so that the threads of the graphics driver inherit it;
-preflight asks what would be granted. The words go into the log: a run without real-time priority must be known as one.
+Called by every process that may have it: the rig's before the window opens, so that the threads of the graphics driver
+inherit it; preflight asks what would be granted. The words go into the log: a run without real-time priority must be
+known as one. psutil is loaded only where it is used: a line's watchdogs must stay small.
 """
 
 import os
 import sys
 
-import psutil
-
-FIFO_PRIORITY = 10  # above every ordinary process, below the kernel's own threads
+FIFO_PRIORITY = 10  # of the rig; above every ordinary process, below the kernel's own threads
 NICE = -10
 CURE = "allow it with a line 'USER - rtprio 20' in /etc/security/limits.conf and log in again"
+SWITCHED_OFF = "normal (processes.realtime is false)"
 
 
 def ask(wanted: bool) -> str:
     """Ask for real-time priority for this process; return what it runs at now and, if refused, the cure."""
     if not wanted:
-        return "normal (processes.realtime is false)"
+        return SWITCHED_OFF
     if sys.platform == "win32":
         return _windows()
-    refused = _fifo()
+    refused = _set(FIFO_PRIORITY)
     if not refused:
         return f"SCHED_FIFO {FIFO_PRIORITY}"
+    import psutil
+
     try:
         psutil.Process().nice(NICE)
     except (psutil.AccessDenied, OSError):
@@ -30,30 +32,40 @@ def ask(wanted: bool) -> str:
     return f"nice {NICE} ({refused})"
 
 
+def fifo(priority: int, wanted: bool = True) -> str:
+    """Ask for SCHED_FIFO `priority` for this thread and those it starts; return in words what came of it."""
+    if not wanted:
+        return SWITCHED_OFF
+    refused = _set(priority)
+    return f"normal ({refused})" if refused else f"SCHED_FIFO {priority}"
+
+
 def permitted() -> tuple[bool, str]:
     """Return whether real-time priority would be granted, and words; the process runs on as before."""
     if not hasattr(os, "sched_setscheduler"):
         return False, "this system has no SCHED_FIFO; a raised ordinary priority is used"
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
-    refused = _fifo()
+    refused = _set(FIFO_PRIORITY)
     if refused:
         return False, refused
     os.sched_setscheduler(0, policy, parameter)
     return True, f"SCHED_FIFO {FIFO_PRIORITY} is granted"
 
 
-def _fifo() -> str:
+def _set(priority: int) -> str:
     """Set SCHED_FIFO for this thread and those it starts; return "" or why it was refused."""
     if not hasattr(os, "sched_setscheduler"):
         return "the system has no SCHED_FIFO"
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except OSError as error:
         return f"SCHED_FIFO refused: {error.strerror}; {CURE}"
     return ""
 
 
 def _windows() -> str:
+    import psutil
+
     # HIGH and not REALTIME: the latter can starve the driver that is to show the frames. Untested on Windows.
     try:
         psutil.Process().nice(getattr(psutil, "HIGH_PRIORITY_CLASS", 128))

@@ -9,15 +9,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rig.config import Config, EvolvePhase, PresentPhase
-from rig.config_sources import LslCalciumSource, LslCountSource, TracesWireSource
-from rig.journal import JournalReader
+from rig.config.session import Config, EvolvePhase, PresentPhase
+from rig.config.sources import LslCalciumSource, LslCountSource, TracesWireSource
 from rig.messages import (
+    FALLBACK_OVER,
     RATE_UNITS,
     Entry,
     Fault,
     ModelUpdated,
     OutputDone,
+    Pause,
     PhaseEnded,
     Presented,
     Proposal,
@@ -25,6 +26,7 @@ from rig.messages import (
     StopRequested,
     TrialIntent,
 )
+from rig.recording.journal import JournalReader
 from rig.responses.gaze_lately import GazeLately
 
 Measure = Literal["spikes", "counts", "deconvolved", "dff"]
@@ -107,6 +109,38 @@ class FixationWait:
         return f"waiting for fixation {waited_ns * 1e-9:.0f} s; {self._lately.words(self._now_ns)}"
 
 
+class ModelWait:
+    """Since when only fallback images are shown, because the model server has proposed nothing."""
+
+    def __init__(self) -> None:
+        """Begin with nothing shown."""
+        self._fallback = False  # whether the trial that is shown is one of fallback images only
+        self._over = ""
+        self._images = 0
+        self._since_ns = self._now_ns = 0
+
+    def apply(self, entry: Entry) -> None:
+        """Take one entry of the log."""
+        document, self._now_ns = entry.document, max(self._now_ns, entry.envelope.receipt_host_ns)
+        if isinstance(document, Proposal | PhaseEnded | StopRequested):
+            self._images, self._over = 0, ""
+        elif isinstance(document, TrialIntent):
+            self._fallback = all(slot < 0 for slot in document.slots)  # else images that only fill a trial
+        elif isinstance(document, Presented) and self._fallback:
+            if not self._images:
+                self._since_ns = document.onset_flip_host_ns
+            self._images += 1
+        elif isinstance(document, Fault) and document.what == FALLBACK_OVER:
+            self._over = "; no more of them: the screen is grey"
+
+    def words(self) -> str:
+        """Return for how long it has waited and what was shown meanwhile, "" while it does not wait."""
+        if not self._images:
+            return ""
+        seconds = (self._now_ns - self._since_ns) * 1e-9
+        return f"waiting for the model server for {seconds:.0f} s: {self._images} fallback images shown{self._over}"
+
+
 class Progress:
     """What the terminal shows; `apply` takes entries, `render` makes the picture."""
 
@@ -121,8 +155,8 @@ class Progress:
         self._measure = measured(config)
         self._faults: dict[str, int] = {}
         self._last_fault = ""
-        self._ended = ""
-        self._wait = FixationWait(config)
+        self._ended = self._paused = ""
+        self._wait, self._model_wait = FixationWait(config), ModelWait()
         self._reasons: Counter[str] = Counter()  # of unusable responses, their numbers left out
         self._example: dict[str, str] = {}  # newest reason of each kind, with its numbers
         self._rewards: Counter[bool] = Counter()  # given as asked, or not
@@ -132,6 +166,7 @@ class Progress:
         """Take one entry of the log."""
         document = entry.document
         self._wait.apply(entry)
+        self._model_wait.apply(entry)
         if isinstance(document, Proposal):
             self._proposals[document.proposal] = (document.phase, document.agent, document.generation)
         elif isinstance(document, Presented):
@@ -155,6 +190,8 @@ class Progress:
         elif isinstance(document, Fault):
             self._faults[document.what] = self._faults.get(document.what, 0) + 1
             self._last_fault = f"{document.what}: {document.detail} ({document.done})"
+        elif isinstance(document, Pause):
+            self._paused = document.reason if document.paused else ""
         elif isinstance(document, PhaseEnded):
             self._ended = document.reason if document.last else ""
         elif isinstance(document, StopRequested):
@@ -171,14 +208,18 @@ class Progress:
             (f"response, {RATE_UNITS[self._measure]}", rate or "-"),
             ("late flips", str(self._late)),
             ("faults", ", ".join(f"{n} x {w}" for w, n in self._faults.items()) or "none"),
-            ("time left", f"about {left_s:.0f} s" if not self._ended else self._ended),
+            ("ended", self._ended) if self._ended else ("time left", f"about {left_s:.0f} s"),
         ]
         if self._reasons:
             rows.insert(2, ("not usable", self._why_not_usable()))
         if self._config.reward is not None:
             rows.insert(-2, ("reward", self._reward()))
+        if self._paused:
+            rows.append(("paused", f"nothing is shown: {self._paused}"))
         if waiting := self._wait.words():
             rows.append(("fixation", waiting))
+        if waiting := self._model_wait.words():
+            rows.append(("model", waiting))
         for name, value in rows:
             table.add_row(Text(name, style="bold"), value)
         if self._last_fault:
@@ -219,20 +260,21 @@ class Progress:
             f"baseline: {', '.join(self._rates()) or '-'}"
             + (f"; not usable: {self._why_not_usable()}" if self._reasons else "")
             + (f"; reward {self._reward()}" if self._config.reward is not None else "")
-            + (f"; {waiting}" if (waiting := self._wait.words()) else "")
+            + "".join(f"; {waiting}" for wait in (self._wait, self._model_wait) if (waiting := wait.words()))
         )
 
     @property
     def place(self) -> str:
         """What is on the screen, in words."""
         _, agent, generation = self._now
-        return f"{agent or 'start'} generation {generation + 1}"
+        paused = f", PAUSED ({self._paused})" if self._paused else ""
+        return f"{agent or 'start'} generation {generation + 1}{paused}"
 
 
 KINDS = frozenset(
     {
         "proposal", "trial_intent", "presented", "response", "model_updated", "fault", "phase_ended", "stop_requested",
-        "output_done", "behaviour_block", "tick",
+        "output_done", "behaviour_block", "tick", "pause",
     }
 )  # fmt: skip
 

@@ -1,23 +1,32 @@
 """What a session file must say about the program, the machine and each process start."""
 
+import hashlib
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rig.child import boot_id
-from rig.clock import Clock
-from rig.config import Config
+from rig.clock import REPLAY_VARIABLE, Clock, replayed
+from rig.config.session import Config
+from rig.links.witness import VARIABLE
 from rig.messages import (
+    Origin,
     ProcessStarted,
     SessionStart,
 )
+from rig.supervision.child import boot_id
 
 LIBRARIES = (
     "stimloop", "psychopy", "torch", "numpy", "scipy", "pyzmq", "pylsl", "h5py", "pydantic", "mss", "scikit-image",
     "scikit-learn",
 )  # fmt: skip
+
+REPLAY_OF = "replay_of.json"  # in the folder of a session that is fed with the traffic of a recorded one
+
+HERE = Path(__file__).parent.parent
+# Whatever decides what the model server's fold makes of the log.
+DECIDING = ("models/**/*.py", "stimuli/*.py", "rig/shown_again.py", "rig/messages.py", "rig/config/*.py")
 
 
 def versions() -> dict[str, str]:
@@ -29,6 +38,23 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             out[name] = "absent"
     return out
+
+
+def program_identity(deciding: tuple[str, ...] = DECIDING) -> str:
+    """Return a hash over program text: by default over what decides what the model server's fold makes of a log."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in deciding for path in HERE.glob(pattern)):
+        digest.update(f"{path.relative_to(HERE).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def program() -> str:
+    """Return version and identity of this program: what both ends of a link between computers must share."""
+    try:
+        number = version("stimloop")
+    except PackageNotFoundError:
+        number = "not installed"
+    return f"{number} ({program_identity()[:12]})"
 
 
 def commit() -> tuple[str | None, bool | None]:
@@ -48,8 +74,9 @@ def commit() -> tuple[str | None, bool | None]:
 
 
 def session_start(folder: Path, config: Config, text: str, simulated: bool, clock: Clock) -> SessionStart:
-    """Return the first document of a session."""
+    """Return the first document of a session; of a replay if its folder says so."""
     head, dirty = commit()
+    recorded = folder / REPLAY_OF
     return SessionStart(
         session=folder.name,
         simulated=simulated,
@@ -60,16 +87,19 @@ def session_start(folder: Path, config: Config, text: str, simulated: bool, cloc
         dirty=dirty,
         start_host_ns=clock.now_ns(),
         start_utc_ns=clock.utc_ns(),
+        replay_of=Origin.model_validate_json(recorded.read_bytes()) if recorded.exists() else None,
     )
 
 
 def process_started(name: str, clock: Clock, notes: dict[str, str]) -> ProcessStarted:
     """Return the first document of a process."""
+    if replayed() is not None:
+        notes = notes | {"clock": f"of a replay ({os.environ[REPLAY_VARIABLE]})"}
     return ProcessStarted(
         name=name,
         pid=os.getpid(),
         boot_id=boot_id(),
         start_host_ns=clock.now_ns(),
         start_utc_ns=clock.utc_ns(),
-        notes=notes,
+        notes=notes | ({} if (folder := os.environ.get(VARIABLE)) is None else {"witness": folder}),
     )

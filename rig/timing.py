@@ -1,7 +1,7 @@
 """How long things may take at most, by the config: what several processes wait for."""
 
-from rig.config import Config
-from rig.config_sources import LslCalciumSource, LslCountSource, TracesWireSource
+from rig.config.session import Config
+from rig.config.sources import LslCalciumSource, LslCountSource, TracesWireSource
 
 # A trace's window needs the frame that ends after it, and deconvolution two more. Until the frame rate is known one
 # second counts for it (rig.responses.traces).

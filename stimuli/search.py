@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Pairs = tuple[tuple[int, ...], ...]
 
 MIN_KT = 1e-8  # PLoS 2020: keeps the fitness defined when all scores are equal
 MAX_SCORE = 1e100  # larger ones overflow when squared for the sd
@@ -69,6 +70,10 @@ def fitness(scores: F64, selectivity: float) -> F64:
     return out
 
 
+def _pairs(first: npt.NDArray[np.intp], second: npt.NDArray[np.intp]) -> Pairs:
+    return tuple((int(a), int(b)) for a, b in zip(first, second, strict=True))
+
+
 class XDreamGA:
     """The genetic algorithm of Ponce 2019 and PLoS 2020.
 
@@ -79,6 +84,7 @@ class XDreamGA:
       before mating and before squashing; None until something was measured.
     * `origin`: for each code of the new population the index it had before if it comes again unchanged, else -1.
     * `parents`: for each code the indices of its two parents in the population before, () if unchanged.
+    * `inherited`: for each code how many genes it has of its first parent and how many mutated, () if unchanged.
     """
 
     def __init__(self, settings: GASettings, start: F32, rng: np.random.Generator) -> None:
@@ -93,6 +99,7 @@ class XDreamGA:
         self.best_score: float | None = None
         self.origin: tuple[int, ...] = (-1,) * settings.population
         self.parents: tuple[tuple[int, ...], ...] = ((),) * settings.population
+        self.inherited: tuple[tuple[int, ...], ...] = ((),) * settings.population
         self._codes: F32 = np.array(start, dtype=np.float32)
         self.rng = rng
 
@@ -112,20 +119,21 @@ class XDreamGA:
         measured = np.flatnonzero(~np.isnan(scores))
         order = measured[np.argsort(-scores[measured], kind="stable")]  # best first; ties in order of showing
         kept = order[:keep]
-        children, parents = self._mate(order, scores[order], order.size - kept.size)
+        children, parents, inherited = self._mate(order, scores[order], order.size - kept.size)
         if order.size:  # of the generation that was scored, not of its children
             self.best_code, self.best_score = self._codes[order[0]].copy(), float(scores[order[0]])
         # Step 6 (the best stay unmutated) in front, step 1 (NaN goes unchanged into the tail) at the end.
         self._codes = np.concatenate([self._codes[kept], children, self._codes[missing]])
         self.origin = (*map(int, kept), *(-1 for _ in parents), *map(int, missing))
         self.parents = (*(() for _ in kept), *parents, *(() for _ in missing))
+        self.inherited = (*(() for _ in kept), *inherited, *(() for _ in missing))
         self.generation += 1
 
-    def _mate(self, order: npt.NDArray[np.intp], scores: F64, count: int) -> tuple[F32, tuple[tuple[int, ...], ...]]:
-        """Return `count` mutated children of the codes `order`, and the indices of their parents."""
+    def _mate(self, order: npt.NDArray[np.intp], scores: F64, count: int) -> tuple[F32, Pairs, Pairs]:
+        """Return `count` mutated children of the codes `order`, their parents' indices, and what they inherited."""
         size = self._codes.shape[1]
         if count == 0:
-            return np.empty((0, size), np.float32), ()
+            return np.empty((0, size), np.float32), (), ()
         probability = fitness(scores, self.settings.selectivity)
         # Step 3: both parents drawn independently; they may be the same code.
         first, second = order[self.rng.choice(order.size, (2, count), p=probability)]
@@ -139,7 +147,7 @@ class XDreamGA:
             children = (children + np.where(mutate, steps, 0.0)).astype(np.float32)
         if not np.isfinite(children).all():
             raise FloatingPointError("codes have grown beyond float32; start from codes of about unit size")
-        return children, tuple((int(a), int(b)) for a, b in zip(first, second, strict=True))
+        return children, _pairs(first, second), _pairs(inherit.sum(axis=1), mutate.sum(axis=1))
 
     def state(self) -> dict[str, Any]:
         """Return arrays and JSON-able values; with the settings they decide everything that follows."""
@@ -148,6 +156,7 @@ class XDreamGA:
             "generation": self.generation,
             "origin": list(self.origin),
             "parents": [list(p) for p in self.parents],
+            "inherited": [list(p) for p in self.inherited],
             "best_code": None if self.best_code is None else self.best_code.copy(),
             "best_score": self.best_score,
             "rng": self.rng.bit_generator.state,
@@ -163,6 +172,7 @@ class XDreamGA:
         self.generation = int(state["generation"])
         self.origin = tuple(state["origin"])
         self.parents = tuple(tuple(p) for p in state["parents"])
+        self.inherited = tuple(tuple(p) for p in state["inherited"])
         best = state["best_code"]
         self.best_code = None if best is None else np.array(best, dtype=np.float32)
         self.best_score = state["best_score"]

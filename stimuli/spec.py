@@ -55,3 +55,7 @@ class Stimulus(Spec):
     id: str = Field(min_length=1, max_length=80, description='Unique in the session, for example "g003-c17".')
     spec: AnySpec
     parents: tuple[str, ...] = Field(default=(), description="Identities of the stimuli it was recombined from.")
+    how: str = Field(
+        default="", max_length=200, description='How its agent made it; "" for what was chosen, not made (a picture).'
+    )
+    figures: dict[str, float] = Field(default={}, description="Figures of that, by name, for example mutated genes.")

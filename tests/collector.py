@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from rig.bus import Hello, Hub, Peer, Submitted
 from rig.clock import HostClock
 from rig.encoding import decode
+from rig.links.bus import Hello, Hub, Submitted
+from rig.links.peer import Peer
 from rig.messages import (
     Document,
 )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from models.truth import build
 from rig.animal.process import look_rects, run
-from rig.child import Stop
-from rig.config import load
+from rig.config.session import load
+from rig.supervision.child import Stop
 from stimuli.geometry import pixel_angles
 
 

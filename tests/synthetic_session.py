@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rig.config import Config, parse
+from rig.config.session import Config, parse
 from rig.encoding import encode, encode_entry
-from rig.journal import JournalWriter
 from rig.messages import (
+    BarcodeSent,
     BehaviourBlock,
     ClockSample,
     Continuity,
@@ -47,6 +47,7 @@ from rig.messages import (
     UnitList,
     WorkDone,
 )
+from rig.recording.journal import JournalWriter
 from stimuli.bank import natural_bank
 from stimuli.generators import DctGenerator
 from stimuli.render import gamma_table
@@ -483,6 +484,7 @@ def other_devices(rows: int = 3, units: tuple[str, ...] = ("r0", "r1"), blocks: 
     scope, offset = {"source": "scope", "run": 2}, np.linspace(0, 0.03, len(units))
     out: list[Document] = [
         UnitList(**scope, list_number=0, from_sample=0, units=units, scan_offset_s=offset, measure="fluorescence"),
+        BarcodeSent(output="sync", number=4711, sent_host_ns=START_NS + 3, uncertainty_ns=120),
         Marker(source="notes", run=1, sample=None, arrival_host_ns=START_NS, text="the animal is awake"),
         Marker(source="notes", run=1, sample=77, arrival_host_ns=START_NS + 1, text="x"),
         OutputRequest(request="a1", output="valve", what="reward", duration_s=0.05, trial=3),

@@ -8,7 +8,7 @@ import pytest
 from rig.bench.calcium import batch, carry_over, correlation, lag_difference, online, record
 from rig.bench.calcium_load import load
 from rig.clock import HostClock
-from rig.config_sources import Calcium, CalciumSimulation
+from rig.config.sources import Calcium, CalciumSimulation
 
 
 def test_carry_over_is_the_share_of_the_image_before() -> None:

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from rig.bench.latency import OUTPUT, SOURCE, STAGES, Loops, latency, session_config
 from rig.clock import HostClock
-from rig.journal import read_all
 from rig.messages import (
     Document,
     EdgeBlock,
@@ -23,6 +22,7 @@ from rig.messages import (
     SessionStop,
     SpikeBlock,
 )
+from rig.recording.journal import read_all
 
 MS = 1_000_000
 

@@ -19,7 +19,7 @@ from rig.messages import (
     Response,
     SpikeBlock,
 )
-from rig.supervisor import SessionFailed
+from rig.supervision.processes import SessionFailed
 
 UNITS = ("E000#0", "E001#0")
 S = 1_000_000_000

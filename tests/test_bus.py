@@ -7,18 +7,19 @@ from pathlib import Path
 import pytest
 import zmq
 
-from rig.bus import Hub, Malformed, Peer, parse_incoming
 from rig.clock import FakeClock, HostClock
-from rig.config import Config, parse
+from rig.config.session import Config, parse
 from rig.encoding import encode
-from rig.journal import JournalWriter, read_all
+from rig.links.bus import Hub, Malformed, parse_incoming
+from rig.links.peer import Peer, TooMuchUnacked
 from rig.messages import (
     Fault,
     SessionStart,
     StopRequested,
     Tick,
 )
-from rig.recorder import Recorder
+from rig.recording.journal import JournalWriter, read_all
+from rig.recording.recorder import Recorder
 
 CONFIG = """
 sources: [{type: openephys}]
@@ -71,7 +72,7 @@ class Bench:
 
     def kill(self) -> None:
         """End without SessionStop, as a kill does."""
-        self.recorder._journal.close()
+        self.recorder.journal.close()
         self.hub.close()
 
 
@@ -278,3 +279,37 @@ def test_a_large_record_in_the_middle_survives_a_restart(tmp_path: Path) -> None
     again = JournalWriter(path, "s")
     assert (again.last_seq, again.cut_bytes) == (59, 0)
     again.close()
+
+
+def test_what_a_peer_keeps_is_bounded_and_its_end_is_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rig.links.peer.MOST_UNACKED_BYTES", 100_000)
+    a = Peer("a", "tcp://127.0.0.1:9", frozenset(), HostClock())
+    while a.unacked_bytes < 99_000:
+        a.send(fault(0))
+    with pytest.raises(TooMuchUnacked, match=r"documents .* wait to be journalled and no more can be kept"):
+        a.send(Fault(what="test", detail="x" * 2000, done="nothing"))
+    assert 90_000 < a.unacked_bytes <= 100_000
+    assert a.unacked > 100
+    a.close()
+
+
+def test_a_recorder_without_room_is_not_sent_the_same_again_and_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    a = Peer("a", bench.hub.endpoint, frozenset({"fault"}), HostClock())
+    bench.turn(a, turns=10)
+    bench.recorder.full, bench.recorder._retry_ns = "the disk is full", 2**62
+    for k in range(50):
+        a.send(fault(k))
+    bench.turn(a, until=lambda _: a.full == "the disk is full")
+    pushed = a._push
+    sent: list[bytes] = []
+    a._push = lambda frames: (sent.append(frames[0]), pushed(frames))[1]  # type: ignore[method-assign]
+    bench.turn(a, turns=60)
+    assert all(b'"doc"' not in frame for frame in sent)
+    assert a.unacked == 50
+    bench.recorder._retry_ns = 0
+    (got,) = bench.turn(a, until=lambda got: a.unacked == 0 and len(got[0]) == 51)
+    assert a.full == ""
+    assert [e.document.what for e in read_all(bench.path) if e.envelope.seq in got][:1] == ["journal full"]
+    a.close()
+    bench.recorder.close("test")

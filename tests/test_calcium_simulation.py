@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rig.animal.calcium import Frames, Microscope
-from rig.config_sources import CalciumSimulation
+from rig.config.sources import CalciumSimulation
 
 RATE_HZ = 30_000.0
 START = 500

@@ -14,8 +14,8 @@ from rig.cli import app
 from rig.clocks.barcodes import BarcodeFormat, signal
 from rig.clocks.clockfit import Run, TwoSidedMap, compare_barcodes, figures, online_of, photodiode_lags, runs_of
 from rig.encoding import encode, encode_entry
-from rig.journal import JournalWriter, read_all
 from rig.messages import ClockSample, Continuity, Document, EdgeBlock, Entry, Envelope, SessionStart
+from rig.recording.journal import JournalWriter, read_all
 from tests.test_bench_latency import shown
 
 HOST0 = 10**15
@@ -216,3 +216,42 @@ def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
     done = runner.invoke(app, ["clocks", str(journal(tmp_path / "empty", []))])
     assert done.exit_code == 2
     assert "no clock pairs" in done.output
+
+
+# --- how well a drift is known ----------------------------------------------------------------------------------------
+
+
+def short_run(kind: str, seed: int, seconds: int) -> list[ClockSample]:
+    """Return the pairs of a device that is 45 ppm fast, from a start of its own."""
+    rng = np.random.default_rng(seed)
+    host0, phase, least_ns = HOST0 + int(rng.integers(10**12)), rng.uniform(0, 1e5), rng.uniform(0.05e6, 0.95e6)
+    out = []
+    for k in range(seconds):
+        at = host0 + int((k + rng.uniform(0, 0.5)) * 1e9)
+        there, back = 0.1e6 + rng.exponential(0.3e6, 2)
+        seen_ns = at + (there if kind == "round_trip" else 0)
+        sample = (seen_ns - host0) * 1e-9 * RATE_HZ * (1 + 45e-6) + phase
+        host_ns, extra = at + int(least_ns + rng.exponential(0.6e6)), {}
+        if kind == "round_trip":
+            host_ns, extra = at + int((there + back) / 2), {"round_trip_ns": int(there + back)}
+        elif kind == "edge":
+            host_ns, extra = at + int(rng.normal(0, 10e3)), {"uncertainty_ns": 50_000}
+        pair = {"source": "probe", "run": 1, "device_sample": sample, "pair_host_ns": host_ns, "method": kind}
+        out.append(ClockSample.model_validate(pair | extra))
+    return out
+
+
+@pytest.mark.parametrize("kind", ["arrival", "round_trip", "edge"])
+def test_the_bound_of_a_drift_holds_in_99_of_100_starts(kind: str) -> None:
+    rows = [figures(Run("probe", 1, RATE_HZ, short_run(kind, seed, 25))) for seed in range(200)]
+    off = np.array([abs(row["drift_ppm"] - 45) for row in rows])
+    bound = np.array([row["drift_known_to_ppm"] for row in rows])
+    assert np.mean(off <= bound) >= 0.99
+    assert 0.5 < np.median(bound) < 200  # the range within a short run is 0.0 ppm, whatever the error
+
+
+def test_a_longer_run_knows_its_drift_better() -> None:
+    rows = [figures(Run("probe", 1, RATE_HZ, short_run("round_trip", 3, seconds))) for seconds in (25, 100, 400)]
+    bounds = [row["drift_known_to_ppm"] for row in rows]
+    assert bounds[0] > 2 * bounds[1] > 4 * bounds[2]
+    assert all(abs(row["drift_ppm"] - 45) <= row["drift_known_to_ppm"] for row in rows)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from rig.config import Config, ConfigError, Part, load, parse
+from rig.config.session import Config, ConfigError, Part, load, parse
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -35,7 +35,9 @@ def test_the_demo_config_shows_every_field_of_what_it_uses() -> None:
         assert isinstance(given, dict)
         # Of these, demo.yaml has no use; the other shipped configs show them.
         unused = {"banks", "age", "models", "recorded", "session", "multiunit", "gates", "outputs", "reward", "guest"}
-        unused |= {"wire_faults", "calcium", "behaviour"}
+        unused |= {"wire_faults", "calcium", "behaviour", "sync", "sync_port", "model_server"}
+        unused |= {"experiment", "recording", "luminance_cd_m2"}
+        unused |= {"date_of_birth", "strain", "genotype", "weight_g", "description"}
         assert set(type(model).model_fields) - set(given) <= unused, at
         for name, value in given.items():
             field = getattr(model, name)
@@ -105,7 +107,7 @@ def test_a_screen_without_photodiode_may_be_covered_by_the_image() -> None:
 @pytest.mark.parametrize("part", sorted(all_parts() - {Part}, key=lambda p: p.__name__), ids=lambda p: p.__name__)
 def test_every_number_has_a_description_and_names_its_unit(part: type[BaseModel]) -> None:
     """A float is a quantity: its name ends in a unit, or its description says what the number is."""
-    units = {"_s", "_hz", "_px", "_deg", "_cm", "_mb", "_ppm", "_ml", "_sd", "_dff", "_per_min", "_per_h"}
+    units = {"_s", "_hz", "_px", "_deg", "_cm", "_mb", "_ppm", "_ml", "_sd", "_dff", "_per_min", "_per_h", "_gb"}
     said = re.compile(r"\d|[Gg]amma|grey level|relative|[Ff]raction|sd|contrast|frequency")
     for name, field in part.model_fields.items():
         if field.annotation not in (float, tuple[float, float], int):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rig.config_sources import OpenEphysSource
+from rig.config.sources import OpenEphysSource
 from rig.messages import Continuity, SpikeBlock, UnitList
 from rig.responses.device_data import MOST_EARLY, DeviceData
 from rig.responses.spikes_kept import SpikesKept

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from rig.display.guest_rig import SAID_BYE
-from rig.journal import read_all
 from rig.messages import Presented, StopRequested
+from rig.recording.journal import read_all
 from tests.test_end_to_end import STIMLOOP, children_of, free_ports
 
 ROOT = Path(__file__).parent.parent

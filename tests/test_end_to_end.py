@@ -17,7 +17,6 @@ import numpy as np
 import psutil
 import pytest
 
-from rig.journal import read_all
 from rig.messages import (
     Entry,
     Fault,
@@ -33,6 +32,7 @@ from rig.messages import (
     StimulusPrepared,
     TrialIntent,
 )
+from rig.recording.journal import read_all
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.display, pytest.mark.timeout(240)]
@@ -163,7 +163,7 @@ def test_replay_makes_every_decision_again(session: tuple[Path, str]) -> None:
 
 def test_replay_notices_a_changed_response(session: tuple[Path, str], tmp_path: Path) -> None:
     from rig.encoding import encode, encode_entry
-    from rig.journal import JournalReader, JournalWriter
+    from rig.recording.journal import JournalReader, JournalWriter
 
     folder, _ = session
     target = tmp_path / "changed"
@@ -184,7 +184,7 @@ def test_replay_notices_a_changed_response(session: tuple[Path, str], tmp_path: 
         [*STIMLOOP, "replay", str(target), "--verify"], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
     assert changed
-    assert done.returncode == 2
+    assert done.returncode == 4
     assert "differ" in done.stderr
 
 

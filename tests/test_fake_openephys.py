@@ -33,7 +33,7 @@ from rig.animal.openephys_wire import (
 )
 from rig.animal.wire import Block, WireError
 from rig.clock import FakeClock
-from rig.config_sources import Multiunit, OpenEphysSource, WireFaults
+from rig.config.sources import Multiunit, OpenEphysSource, WireFaults
 
 UNITS = ("E01#0", "E02#0", "E03#2")
 CAPTURES = ("main_5556", "main_events_5558", "utf8", "long")

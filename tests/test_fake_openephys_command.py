@@ -15,7 +15,7 @@ import pytest
 
 from rig.animal.fake_openephys import Activity, FakeSettings
 from rig.clock import HostClock
-from rig.config_sources import OpenEphysEventsSource, OpenEphysSource
+from rig.config.sources import OpenEphysEventsSource, OpenEphysSource
 from rig.messages import Continuity, EdgeBlock, Fault, Marker, SpikeBlock
 from rig.sources.openephys import OpenEphys, probe
 from rig.sources.openephys_events import OpenEphysEvents

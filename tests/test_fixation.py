@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from rig.config_outputs import Fixation
-from rig.messages import BehaviourBlock, ClockSample, Continuity
+from rig.config.outputs import Fixation
+from rig.messages import BehaviourBlock, ClockSample, Continuity, ProcessStarted
 from rig.responses.fixation import GazeWindow
+from rig.responses.gaze_lately import GazeLately
 
 HOST0 = 7_000_000_000
 RATE = 1e6  # us of the sender's clock
@@ -28,6 +29,7 @@ class Eye:
         )
         self.stretches = stretches
         self.run = 3
+        self.shift_s = 0  # of the host clock
         self.at = 0
 
     def gaze(self, t_s: float) -> tuple[float, float]:
@@ -54,7 +56,7 @@ class Eye:
                         source=source,
                         run=self.run,
                         device_sample=self.at,
-                        pair_host_ns=host(self.at / RATE),
+                        pair_host_ns=host(self.at / RATE + self.shift_s),
                         method="round_trip",
                         round_trip_ns=100_000,
                     )
@@ -173,3 +175,49 @@ def test_memory_ends_and_what_is_forgotten_is_missing() -> None:
     assert eye.window.verdict(host(100.0), host(100.2))[0] == "held"
     assert eye.window.verdict(host(20.0), host(20.2))[0] == "missing"
     assert eye.window.held_since(host(150.0)) is not None
+
+
+# --- a restart of the computer ----------------------------------------------------------------------------------------
+
+
+def started(boot: str, name: str = "recorder") -> ProcessStarted:
+    return ProcessStarted(name=name, pid=1, boot_id=boot, start_host_ns=1, start_utc_ns=2, notes={})
+
+
+@pytest.mark.parametrize("boots", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize(("run", "shift_s"), [(3, -5), (2, -5), (4, 5000)], ids=["same run", "earlier", "later"])
+def test_after_a_restart_of_the_computer_the_gaze_is_followed_from_nothing(
+    boots: tuple[str, str], run: int, shift_s: int
+) -> None:
+    eye = Eye()
+    eye.window.take(started(boots[0]))
+    eye.until(3.0)
+    assert eye.window.held_since(host(3.0)) is not None
+    eye.window.take(started(boots[0]))  # the recorder was killed: the host clock goes on
+    eye.window.take(started("gpu machine", "model"))
+    assert eye.window.held_since(host(3.0)) is not None
+    eye.window.take(started(boots[1]))
+    assert eye.window.held_since(host(3.0)) is None
+    assert eye.window.verdict(host(1.0), host(2.0)) == ("open", None)
+    eye.run, eye.at, eye.shift_s = run, 0, shift_s
+    eye.until(3.0)
+    since = eye.window.held_since(host(3.0 + shift_s))
+    assert since == pytest.approx(host(shift_s), abs=9 * MS)
+    assert eye.window.verdict(host(1.0 + shift_s), host(2.0 + shift_s)) == ("held", None)
+
+
+def test_where_the_gaze_was_lately_is_not_told_of_the_boot_before() -> None:
+    lately = GazeLately(Fixation(source="eye", center_deg=(1.0, -1.0), radius_deg=2.0))
+    lately.take(started("a"))
+    rows = BehaviourBlock(
+        source="eye", run=3, channels=("gaze_x_deg", "gaze_y_deg"), sample=np.array([1]),
+        arrival_host_ns=np.array([host(5000)]), values=np.array([[1.0, -1.0]]),
+    )  # fmt: skip
+    lately.take(rows)
+    assert lately.words(host(5000)).startswith("gaze at (1.0, -1.0) deg")
+    lately.take(started("a"))
+    assert lately.words(host(5000)).startswith("gaze at")
+    lately.take(started("b"))
+    assert lately.words(host(1)).startswith("gaze not seen")
+    lately.take(rows.model_copy(update={"arrival_host_ns": np.array([host(1)])}))
+    assert lately.words(host(1)).startswith("gaze at")

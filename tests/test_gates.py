@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rig.config import Config, parse
-from rig.journal import read_all
+from rig.config.session import Config, parse
 from rig.messages import (
     BehaviourBlock,
     ClockSample,
@@ -22,11 +21,13 @@ from rig.messages import (
     Envelope,
     Fault,
     Presented,
+    ProcessStarted,
     Proposal,
     Response,
     SpikeBlock,
     Tick,
 )
+from rig.recording.journal import read_all
 from rig.responses.windows import WindowFold
 from tests.test_end_to_end import STIMLOOP, children_of, free_ports
 
@@ -182,6 +183,7 @@ def rig(*stretches: tuple[float, float, tuple[float, float, float, float]], gate
     return Rig(WindowFold(config(gates)), stretches)
 
 
+ENVELOPE = Envelope(seq=1, receipt_host_ns=0, sender="recorder", process="r", sender_seq=1)
 NAN = float("nan")
 AWAY = (7.0, 1.0, 4.0, 1.0)
 BLINK = (NAN, NAN, NAN, 1.0)
@@ -202,6 +204,33 @@ def test_a_break_makes_only_the_presentation_unusable_that_it_falls_into() -> No
     assert np.isnan(r.responses[2].count).all()
     assert r.responses[2].onset_sample is not None
     assert r.responses[2].coverage == 1.0
+
+
+class Booted(Rig):
+    """The same, after a restart of the computer: a host clock that reads less, and runs numbered by it."""
+
+    def take(self, document: Document) -> None:
+        known = document.model_dump()
+        on = [name for name in known if name.endswith("_host_ns") and name != "arrival_host_ns"]
+        earlier = {name: known[name] - 4 * S for name in on if known[name] is not None}
+        number = {"run": 0} if "run" in known else {"presentation": 50} if "presentation" in known else {}
+        super().take(document.model_copy(update={**earlier, **number}))
+
+
+@pytest.mark.parametrize("boots", [("1", "2"), ("2", "1")])
+def test_after_a_restart_of_the_computer_the_gates_judge_as_before(boots: tuple[str, str]) -> None:
+    started = {"name": "recorder", "pid": 1, "start_host_ns": 1, "start_utc_ns": 2, "notes": {}}
+    r = rig()
+    r.fold.apply(Entry(ENVELOPE, ProcessStarted(boot_id=boots[0], **started)))
+    r.both(2.0)
+    r.show(0, 2.1)
+    r.both(4.0)
+    r.fold.apply(Entry(ENVELOPE, ProcessStarted(boot_id=boots[1], **started)))
+    again = Booted(r.fold, ((2.48, 3.0, AWAY),), out=r.out, seq=r.seq)
+    again.both(2.0)
+    again.show(0, 2.1)
+    again.both(3.0)
+    assert [(x.presentation, x.usable) for x in r.responses] == [(0, True), (50, True)]
 
 
 def test_missing_gaze_is_unusable_and_a_short_blink_is_not() -> None:

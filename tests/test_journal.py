@@ -1,5 +1,6 @@
 """The journal: what was appended is read back, whatever happens to the file."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 
 from rig.encoding import encode, encode_entry
-from rig.journal import JournalError, JournalReader, JournalWriter, read_all, record
 from rig.messages import (
     Envelope,
     Tick,
 )
+from rig.progress import JournalTail
+from rig.recording.journal import JournalError, JournalReader, JournalWriter, read_all
+from rig.recording.records import SMALLEST, record
 
 
 def body(seq: int) -> bytes:
@@ -123,7 +126,7 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from rig.journal import JournalWriter
+from rig.recording.journal import JournalWriter
 from tests.test_journal import body
 writer = JournalWriter(Path(sys.argv[1]), "test")
 seq = 0
@@ -151,3 +154,80 @@ def test_a_reader_of_some_kinds_skips_the_rest(tmp_path: Path) -> None:
     written(tmp_path / "j", 5)
     assert len(read_all(tmp_path / "j", frozenset({"tick"}))) == 5
     assert read_all(tmp_path / "j", frozenset({"fault"})) == []
+
+
+@pytest.mark.parametrize("megabytes", [6, 40])
+@pytest.mark.timeout(20)
+def test_a_reader_waits_for_a_torn_record_of_any_size_and_then_goes_on(megabytes: int, tmp_path: Path) -> None:
+    path = tmp_path / "session.journal"
+    writer = JournalWriter(path, "test")
+    tail, reader = JournalTail(path), JournalReader(path)
+    writer.append(1, body(1))
+    large = record(2, bytes(megabytes << 20))
+    with path.open("ab") as other:
+        for part in (large[:100], large[100:-50]):
+            other.write(part)
+            other.flush()
+            tail.read()
+            reader.read()
+            assert reader.last_seq == 1
+            assert reader.read() == []
+        other.write(large[-50:] + record(3, body(3)))
+    assert [e.envelope.seq for e in reader.read()] == [3]
+    assert [e.envelope.seq for e in tail.read()] == [3]
+    assert reader.last_seq == 3
+    assert reader.damaged_bytes == 0
+    with path.open("ab") as other:  # torn, and a restarted writer takes it back
+        other.write(record(4, bytes(megabytes << 20))[:-1])
+    assert reader.read() == []
+    writer.close()
+    writer = JournalWriter(path, "test")
+    writer.append(4, body(4))
+    assert [e.envelope.seq for e in reader.read()] == [4]
+    for each in (tail, reader, writer):
+        each.close()
+
+
+def test_a_record_inside_of_a_damaged_one_hides_no_good_one(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    for inner_seq, last in ((10**8, 40), (30, 40), (10**8, 4)):
+        path.unlink(missing_ok=True)
+        writer, offsets = JournalWriter(path, "test"), list[int]()
+        for seq in range(1, last + 1):
+            inner = record(inner_seq, body(inner_seq)) if seq == 4 else b""
+            offsets.append(writer.append(seq, bytes(5000) + inner + bytes(5000) if inner else body(seq)))
+        writer.close()
+        data = bytearray(path.read_bytes())
+        data[offsets[3] + 5] ^= 1  # the length in its head
+        path.write_bytes(data)
+        assert seqs(path) == [1, 2, 3, *range(5, last + 1)]
+        again = JournalWriter(path, "test")
+        assert again.last_seq == (last if last > 4 else 3)
+        again.close()
+
+
+def test_no_entry_is_as_small_as_the_smallest_record() -> None:
+    envelope = Envelope(seq=1, receipt_host_ns=0, sender="a", process="a-0", sender_seq=1)
+    assert len(record(1, encode_entry(envelope, encode(Tick(tick_host_ns=0))))) > SMALLEST
+
+
+def test_a_disk_that_fails_altogether_is_a_journal_error_with_its_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(number: int) -> object:
+        def failing(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return failing
+
+    writer = JournalWriter(tmp_path / "j", "test")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fails(errno.EIO))
+        patch.setattr(os, "ftruncate", fails(errno.EROFS))
+        with pytest.raises(JournalError, match=r"Read-only file system, and what .* look after this disk"):
+            writer.append(1, body(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fails(errno.EIO))
+        with pytest.raises(JournalError, match=r"did not take it: .*; look after this disk"):
+            writer.close()
+    JournalWriter(tmp_path / "j", "test").close()  # closed all the same: its lock is free

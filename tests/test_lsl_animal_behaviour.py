@@ -8,7 +8,7 @@ import pylsl
 
 from rig.animal.behaviour import CHANNELS, BehaviourOutlet, Body, Follower, Schedule, schedule
 from rig.clock import HostClock
-from rig.config_sources import BehaviourSimulation
+from rig.config.sources import BehaviourSimulation
 
 SECOND = 1_000_000_000
 

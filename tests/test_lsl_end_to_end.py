@@ -12,7 +12,6 @@ import yaml
 
 from rig.animal.lsl_counts import BIN_SAMPLES
 from rig.animal.truth_log import Truth, read
-from rig.journal import read_all
 from rig.messages import (
     BehaviourBlock,
     ClockSample,
@@ -23,6 +22,7 @@ from rig.messages import (
     TraceBlock,
     UnitList,
 )
+from rig.recording.journal import read_all
 
 ROOT = Path(__file__).parent.parent
 MILD = ("late proposal", "photodiode edge missing")

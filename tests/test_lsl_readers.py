@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rig.config_sources import LslBehaviourSource, LslCalciumSource, LslCountSource, LslMarkerSource
+from rig.config.sources import LslBehaviourSource, LslCalciumSource, LslCountSource, LslMarkerSource
 from rig.messages import BehaviourBlock, EdgeBlock, Fault, Gap, Marker, TraceBlock, UnitList
 from rig.sources.columns import Faults
 from rig.sources.lsl_behaviour import BehaviourReader

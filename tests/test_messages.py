@@ -44,6 +44,7 @@ EXAMPLES: tuple[m.Document, ...] = (
     m.SessionStop(reason="finished", presentations=3, responses=3, usable=2, faults=1),
     m.Tick(tick_host_ns=5),
     m.Fault(what="messages lost", detail="12 of probe", done="trial marked", since_host_ns=4, presentations=(1, 2)),
+    m.Pause(paused=True, reason="0.4 GB free on the session's disk, reserve 1 GB; free space", since_host_ns=4),
     m.Proposal(
         proposal=1,
         phase=0,
@@ -54,7 +55,8 @@ EXAMPLES: tuple[m.Document, ...] = (
             Stimulus(id="blank", spec=Blank()),
             Stimulus(id="g", spec=Grating(orientation_deg=45, cycles_per_deg=1)),
             Stimulus(id="ref-cat", spec=BankImage(bank="natural", name="cat")),
-            Stimulus(id="p0-g001-c0", spec=LatentImage(generator="dct-1", row=0), parents=("a", "b")),
+            Stimulus(id="p0-g001-c0", spec=LatentImage(generator="dct-1", row=0), parents=("a", "b"),
+                     how="crossover and mutation", figures={"mutated": 7.0}),
         ),
         plan=(m.Slot(stimulus=3, role="candidate"), m.Slot(stimulus=0, role="blank")),
         tail_from=1,
@@ -133,6 +135,7 @@ EXAMPLES: tuple[m.Document, ...] = (
         arrival_host_ns=i64(5, 6),
         values=f64(1, np.nan).reshape(2, 1),
     ),
+    m.BarcodeSent(output="sync", number=12345, sent_host_ns=7, uncertainty_ns=40),
     m.Marker(source="lsl", run=1, sample=None, arrival_host_ns=5, text="go"),
     m.OutputRequest(request="r-1", output="valve", what="reward", duration_s=0.1, trial=3),
     m.OutputDone(request="r-1", output="valve", what="reward", done=True, timed_by="device", duration_s=0.1),
@@ -255,7 +258,7 @@ DURATIONS = {
     "onset_uncertainty_ns", "onset_host_uncertainty_ns", "flip_to_edge_ns", "round_trip_ns", "uncertainty_ns",
     "flip_uncertainty_ns",
 }  # fmt: skip
-PLAIN_NUMBERS = {"coverage", "report", "behaviour"}  # a fraction; figures that their own names explain
+PLAIN_NUMBERS = {"coverage", "report", "behaviour", "figures"}  # a fraction; figures that their own names explain
 
 
 def all_fields() -> list[tuple[type[BaseModel], str, Any]]:

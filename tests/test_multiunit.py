@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from rig.animal.openephys_voltage import NOISE_UV, Voltage
-from rig.config_sources import Multiunit
+from rig.config.sources import Multiunit
 from rig.messages import (
     Continuity,
     Document,

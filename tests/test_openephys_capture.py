@@ -11,7 +11,7 @@ import zmq
 
 from rig.animal.openephys_wire import heartbeat_reply
 from rig.clock import HostClock
-from rig.config_sources import OpenEphysSource
+from rig.config.sources import OpenEphysSource
 from rig.messages import (
     ClockSample,
     Continuity,

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from rig.journal import read_all
 from rig.messages import (
     Continuity,
     Entry,
@@ -17,6 +16,7 @@ from rig.messages import (
     Response,
     SessionStop,
 )
+from rig.recording.journal import read_all
 from tests.collector import free_ports
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from rig.journal import read_all
 from rig.messages import (
     Continuity,
     Entry,
@@ -14,6 +13,7 @@ from rig.messages import (
     Presented,
     Response,
 )
+from rig.recording.journal import read_all
 from tests.collector import free_ports
 
 ROOT = Path(__file__).parent.parent

@@ -14,11 +14,11 @@ import pytest
 
 from rig.animal.openephys_http import GuiHttp, GuiState
 from rig.animal.valve import make_register
-from rig.bus import Hub, Peer
 from rig.clock import FakeClock, HostClock
-from rig.config import parse
-from rig.config_outputs import Reward
-from rig.journal import read_all
+from rig.config.outputs import Reward
+from rig.config.session import parse
+from rig.links.bus import Hub
+from rig.links.peer import Peer
 from rig.messages import (
     Document,
     Entry,
@@ -34,7 +34,8 @@ from rig.outputs.allowance import Allowance
 from rig.outputs.devices import REWARDS, Job, Outcome, PrintDevice
 from rig.outputs.service import Outputs
 from rig.provenance import process_started
-from rig.recorder import Recorder
+from rig.recording.journal import read_all
+from rig.recording.recorder import Recorder
 from tests.collector import free_ports
 from tests.observer import LOW_WITHIN_MS, observed
 

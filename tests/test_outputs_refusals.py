@@ -1,6 +1,6 @@
 """Rewards that a limit refuses: said at once, then together, none forgotten."""
 
-from rig.config_outputs import Reward
+from rig.config.outputs import Reward
 from rig.messages import Fault, OutputDone
 from rig.outputs.refusals import Refusals
 from tests.test_outputs import MS, REWARD, Desk, S, ask

@@ -13,8 +13,8 @@ import yaml
 
 from rig.animal.valve import make_register
 from rig.clock import HostClock
-from rig.journal import read_all
 from rig.messages import Document, Fault, OutputDone, OutputRequest, Presented, ProcessStarted, TrialIntent
+from rig.recording.journal import read_all
 from tests.collector import free_ports
 from tests.observer import LOW_WITHIN_MS, observed
 

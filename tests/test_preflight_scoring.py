@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rig.config import Config
+from rig.config.session import Config
 from rig.messages import BehaviourBlock, ClockSample, Continuity, Document, TraceBlock, UnitList
 from rig.preflight.calcium import traces
 from rig.preflight.gaze import gaze

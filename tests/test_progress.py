@@ -5,7 +5,7 @@ from typing import TypeVar
 import numpy as np
 from rich.console import Console
 
-from rig.config import parse
+from rig.config.session import parse
 from rig.messages import (
     BehaviourBlock,
     Document,
@@ -157,6 +157,26 @@ def test_without_anything_planned_or_without_a_gate_nobody_waits_for_fixation() 
     ungated.at(S, documents(Proposal)[0])
     ungated.at(100 * S, Tick(tick_host_ns=100 * S))
     assert ungated.row("fixation") == ""
+
+
+def test_a_wait_for_the_model_server_is_told_and_images_that_fill_a_trial_are_none() -> None:
+    log = Log()
+    log.at(S, documents(Proposal)[0].model_copy(update={"proposal": 0}))
+    log.at(2 * S, TrialIntent(trial=0, presentations=(0, 1), proposals=(0, 0), slots=(-1, 3), start_host_ns=2 * S))
+    log.shown(0, 3 * S)
+    log.shown(1, 4 * S)
+    assert log.row("model") == ""
+    log.at(5 * S, TrialIntent(trial=1, presentations=(2, 3), proposals=(0, 0), slots=(-1, -1), start_host_ns=5 * S))
+    shown = documents(Presented)[0].model_copy(update={"proposal": 0, "slot": -1, "onset_flip_host_ns": 5 * S})
+    log.at(6 * S, shown.model_copy(update={"presentation": 2}))
+    log.at(7 * S, shown.model_copy(update={"presentation": 3}))
+    log.at(40 * S, Tick(tick_host_ns=40 * S))
+    assert log.row("model") == "waiting for the model server for 35 s: 2 fallback images shown"
+    assert "waiting for the model server for 35 s" in log.progress.line()
+    log.at(41 * S, Fault(what="fallback over", detail="", done=""))
+    assert log.row("model").endswith("; no more of them: the screen is grey")
+    log.at(42 * S, documents(Proposal)[0].model_copy(update={"proposal": 1}))
+    assert log.row("model") == ""
 
 
 def test_rewards_are_told_with_their_volume_and_limit() -> None:

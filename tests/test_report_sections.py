@@ -97,7 +97,7 @@ def test_refused_frames_are_said_apart_from_complete_data(tmp_path: Path) -> Non
     words = one_line(page(tmp_path / "s").words)
     shown = sum(isinstance(e.document, Presented) for e in entries)
     full = shown - 3 - 1  # one has a gap
-    assert f"{full / (shown - 3):.1%} of the responses rest on complete data" in words
+    assert f"complete in the windows of {full / (shown - 3):.1%} of the presentations" in words
     left_out = (
         "2 presentations of background in place of a frame that was refused and "
         "1 presentation cut short or drawn otherwise than asked"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 
 from models.agents.types import Batch, Told
 from models.server import ModelServer, batch_hash, state_hash
@@ -23,7 +24,7 @@ from rig.messages import (
     Slot,
     WorkDone,
 )
-from rig.replay import verify
+from rig.replay.verify import verify
 from stimuli.spec import Blank, Stimulus
 
 MAIN, TAIL = 3, 2
@@ -76,24 +77,24 @@ class Recording:
         return "all shown" if self.generation >= self.last else None
 
     def state(self) -> dict[str, Any]:
-        rates = [t.rate_hz for t in self.told if t.rate_hz is not None]
-        return {"generation": self.generation, "rates": np.array(rates)}
+        told = [[t.proposal, t.slot, t.role, t.stimulus_id, t.rate_hz] for t in self.told]
+        return {"generation": self.generation, "told": told}
 
     def restore(self, state: dict[str, Any]) -> None:
-        raise AssertionError("not used here")
+        self.generation, self.told = state["generation"], [Told(*row) for row in state["told"]]
 
 
 class Log:
     """Feeds a server and keeps the journal it would make."""
 
-    def __init__(self, phases: int = 1) -> None:
+    def __init__(self, phases: int = 1, repeats: int = 2) -> None:
         self.agents: list[Recording] = []
 
         def build(_: int) -> Recording:
             self.agents.append(Recording())
             return self.agents[-1]
 
-        self.server = ModelServer(build, phases)
+        self.server = ModelServer(build, phases, repeats)
         self.entries: list[Entry] = []
 
     def put(self, document: Document, sender: str = "rig", cause: tuple[int, int] | None = None) -> None:
@@ -132,11 +133,14 @@ class Log:
             pass
         self.put(self.server.work_done(), "model", self.server.work_cause)
 
-    def respond(self, proposal: int, slot: int, rate: float = 1.0, usable: bool = True) -> None:
+    def respond(
+        self, proposal: int, slot: int, rate: float = 1.0, usable: bool = True, shown: int = 0, curable: bool = True
+    ) -> None:
+        """Journal the response to the showing number `shown` of a slot."""
         one = np.array([rate], dtype=np.float64)
         self.put(
             Response(
-                presentation=proposal * 10 + slot,
+                presentation=proposal * 100 + slot * 10 + shown,
                 proposal=proposal,
                 slot=slot,
                 role="candidate",
@@ -144,6 +148,7 @@ class Log:
                 source="probe",
                 usable=usable,
                 reason="" if usable else "lost",
+                curable=curable,
                 onset_source="none",
                 onset_sample=None,
                 onset_host_ns=None,
@@ -197,13 +202,52 @@ def test_agents_are_told_in_proposal_order_and_every_slot_once() -> None:
     assert len(log.kinds(ModelUpdated)) == 4
 
 
-def test_missing_responses_are_told_as_missing() -> None:
+@pytest.mark.parametrize(("repeats", "curable", "needed"), [(0, True, 1), (2, True, 3), (2, False, 1)])
+def test_a_response_that_stays_unusable_is_told_as_missing_once(repeats: int, curable: bool, needed: int) -> None:
+    log = Log(repeats=repeats)
+    log.start()
+    log.work()
+    log.respond(0, 1, usable=False, curable=curable)
+    log.respond(0, 0)
+    log.respond(0, 2)
+    for shown in range(1, needed):
+        assert log.agents[0].told == []  # it is being shown again
+        assert log.server.work is None
+        log.respond(0, 1, usable=False, shown=shown)
+    assert [t.rate_hz is None for t in log.agents[0].told] == [False, True, False]
+    log.respond(0, 1, shown=9)
+    assert len(log.agents[0].told) == MAIN
+
+
+def test_an_image_that_was_shown_again_is_told_once_with_its_usable_response() -> None:
     log = Log()
     log.start()
     log.work()
+    log.respond(0, 1, usable=False)
+    log.respond(0, 1, usable=False)  # the same presentation again: no news
+    for slot in (0, 2):
+        log.respond(0, slot)
+    log.respond(0, 1, rate=7, shown=1)
+    log.respond(0, 1, rate=8, shown=2)
+    rates = [t.rate_hz for t in log.agents[0].told]
+    assert [None if r is None else float(r[0]) for r in rates] == [1, 7, 1]
+
+
+def test_the_next_main_part_waits_for_the_tail_before_it() -> None:
+    log = Log()
+    log.start()
+    log.work()
+    for slot in range(MAIN + 1):
+        log.respond(0, slot)
+    log.respond(0, MAIN + 1, usable=False)
+    log.work()
     for slot in range(MAIN):
-        log.respond(0, slot, usable=slot != 1)
-    assert [t.rate_hz is None for t in log.agents[0].told] == [False, True, False]
+        log.respond(1, slot)
+    assert [(t.proposal, t.slot) for t in log.agents[0].told] == [(0, 0), (0, 1), (0, 2)]
+    assert log.server.work is None
+    log.respond(0, MAIN + 1, shown=1)
+    assert [(t.proposal, t.slot) for t in log.agents[0].told][MAIN:] == [(0, 3), (0, 4), (1, 0), (1, 1), (1, 2)]
+    assert log.server.work is not None
 
 
 def test_a_repeated_response_changes_nothing() -> None:
@@ -253,7 +297,7 @@ def test_a_fresh_fold_over_the_log_gives_identical_documents() -> None:
     assert len(emitted) == 3 + 4 + 1
 
     def make(_: SessionStart) -> ModelServer:
-        return ModelServer(lambda _: Recording(), 1)
+        return ModelServer(lambda _: Recording(), 1, 2)
 
     wants = frozenset({"session_start", "response", "work_done"})
     verdict = verify(log.entries, make, wants)
@@ -261,12 +305,80 @@ def test_a_fresh_fold_over_the_log_gives_identical_documents() -> None:
     assert verdict.identical == {"proposal": 3, "model_updated": 4, "phase_ended": 1}
 
 
+class Failing(Recording):
+    """An agent that raises in one of its calls, from its second generation on."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    def _raise(self, where: str) -> None:
+        if where == self.where and self.generation >= 1:
+            raise IndexError(f"at {object()!r}: no such unit")
+
+    def tell(self, told: Sequence[Told]) -> None:
+        self._raise("tell")
+        super().tell(told)
+
+    def ask(self) -> Counting:
+        self._raise("ask")
+        return super().ask()
+
+    def state(self) -> dict[str, Any]:
+        self._raise("state")
+        return super().state()
+
+
+@pytest.mark.parametrize("where", ["tell", "ask", "state"])
+@pytest.mark.parametrize("phases", [1, 2])
+def test_an_agent_that_raises_ends_its_phase_and_neither_the_server_nor_a_replay(where: str, phases: int) -> None:
+    def server() -> ModelServer:
+        return ModelServer(lambda k: Recording() if k else Failing(where), phases, 2)
+
+    log = Log(phases)
+    log.server = server()
+    log.start()
+    for k in range(5):
+        if log.server.work is not None:
+            log.work()
+        for slot in range(MAIN + TAIL):
+            log.respond(k, slot)
+    (fault,) = log.kinds(Fault)
+    assert fault.what == "agent failed"
+    assert "phase 1, failing, at entry" in fault.detail
+    assert "IndexError: at <object object at 0x...>: no such unit" in fault.detail
+    ended = [(p.phase, p.last) for p in log.kinds(PhaseEnded)]
+    if phases == 1:
+        assert "fallback images" in fault.done
+        assert ended == []  # the session is not ended by it
+        assert log.server.work is None
+    else:
+        assert ended[0] == (0, False)
+        assert {p.phase for p in log.kinds(Proposal)} == {0, 1}  # the next phase went on
+    again, restored = server(), server()
+    emitted = [d for e in log.entries for d in again.handle(e)]
+    caused = [e for e in log.entries if e.envelope.sender == "model" and e.envelope.cause_index != 1000]
+    assert [encode(d) for d in emitted] == [encode(e.document) for e in caused]
+    restored.restore(again.state())
+    assert state_hash(restored.state()) == state_hash(again.state())
+
+
+def test_what_raises_at_the_session_s_beginning_is_raised() -> None:
+    def build(_: int) -> Recording:
+        raise ValueError("no bank of this name")
+
+    log = Log()
+    log.server = ModelServer(build, 1, 2)
+    with pytest.raises(ValueError, match="no bank"):
+        log.start()
+
+
 def test_verify_names_what_differs_and_what_is_missing() -> None:
     log = Log()
     run(log, 3)
 
     def other(_: SessionStart) -> ModelServer:
-        return ModelServer(lambda _: Recording(last=1), 1)
+        return ModelServer(lambda _: Recording(last=1), 1, 2)
 
     verdict = verify(log.entries, other, frozenset({"session_start", "response", "work_done"}))
     assert not verdict.agrees
@@ -289,7 +401,7 @@ def test_verify_cannot_agree_with_what_was_not_compared() -> None:
     wants = frozenset({"session_start", "response", "work_done"})
 
     def make(_: SessionStart) -> ModelServer:
-        return ModelServer(lambda _: Recording(), 1)
+        return ModelServer(lambda _: Recording(), 1, 2)
 
     def changed(entries: list[Entry]) -> list[str]:
         return verify(entries, make, wants).different

@@ -13,21 +13,22 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from rig.bus import Hub, Peer
 from rig.clock import FakeClock, HostClock
-from rig.config import Config, parse
+from rig.config.session import Config, parse
 from rig.display.frames import FrameMaker
 from rig.display.loop import Session
 from rig.display.places import places
 from rig.display.programme import WANTS
 from rig.display.trial import State
 from rig.display.window import WindowLost
-from rig.journal import read_all
+from rig.links.bus import Hub
+from rig.links.peer import Peer
 from rig.messages import (
     Document,
     Entry,
     Envelope,
     Fault,
+    Pause,
     PhaseEnded,
     Presented,
     ProcessStarted,
@@ -39,7 +40,11 @@ from rig.messages import (
     TrialIntent,
 )
 from rig.provenance import process_started
-from rig.recorder import Recorder
+from rig.recording.journal import read_all
+from rig.recording.recorder import Recorder
+from rig.supervision.liveness import Pulses
+from rig.supervision.post import Post
+from rig.supervision.restarts import Restarts
 from stimuli.spec import Blank, Grating, LatentImage, Stimulus
 
 CONFIG = """
@@ -153,6 +158,7 @@ class Script:
     """A bus that gives documents at set times and remembers what was sent, and on which flip."""
 
     process = "rig-1"
+    full = ""
 
     def __init__(self, clock: FakeClock, screen: FakeScreen) -> None:
         self.sent: list[tuple[int, Document]] = []  # (flips before it, document)
@@ -356,6 +362,32 @@ def test_a_late_proposal_is_bridged_by_the_fallback_and_said_once() -> None:
     assert gaps.max() < 1.3 * PERIOD_NS
 
 
+def test_fallbacks_end_after_a_while_and_a_proposal_goes_on() -> None:
+    bench = Bench(config_text().replace("inter_trial_s: 0.3", "inter_trial_s: 0.3, most_fallback_s: 4"))
+    bench.proposal(0)
+    bench.proposal(1, at_ms=12_000, final=True)
+    bench.run(14_000)
+    stand_ins = [p for p in bench.presented if p.role == "fallback"]
+    late, over = bench.line.of(Fault)
+    assert (late.what, over.what) == ("late proposal", "fallback over")
+    assert f"no proposal after number 0 for 4 s, in which {len(stand_ins)} fallback images were shown" in over.detail
+    assert over.done == "background is shown until a proposal comes"
+    shown_for_s = (stand_ins[-1].offset_flip_host_ns - stand_ins[0].onset_flip_host_ns) * 1e-9
+    assert 3 < shown_for_s < 5
+    assert stand_ins[-1].offset_flip_host_ns < bench.start_ns + 8_000 * MS
+    assert [p.slot for p in bench.presented if p.proposal == 1] == list(range(6))
+
+
+def test_a_pause_is_no_time_of_fallbacks() -> None:
+    bench = Bench(config_text().replace("inter_trial_s: 0.3", "inter_trial_s: 0.3, most_fallback_s: 4"))
+    bench.proposal(0)
+    bench.line.give(bench.start_ns + 3_000 * MS, Pause(paused=True, reason="the disk is nearly full", since_host_ns=1))
+    bench.line.give(bench.start_ns + 9_000 * MS, Pause(paused=False, reason="space again", since_host_ns=1))
+    bench.run(11_000)
+    assert [p for p in bench.presented if p.onset_flip_host_ns > bench.start_ns + 9_000 * MS]
+    assert "fallback over" not in [f.what for f in bench.line.of(Fault)]
+
+
 def test_after_a_final_proposal_the_screen_waits_grey_without_a_fault() -> None:
     bench = Bench()
     bench.proposal(0, final=True)
@@ -417,6 +449,36 @@ def test_a_stop_finishes_the_image_and_names_what_is_not_shown() -> None:
     assert isinstance(bench.line.sent[-1][1], StopRequested)
 
 
+@pytest.mark.parametrize("at_ms", [0, 50, 250, 700])
+def test_a_pause_holds_between_trials_on_grey_until_it_is_lifted(at_ms: int) -> None:
+    bench = Bench()
+    bench.proposal(0)
+    bench.proposal(1, final=True)
+    begins, ends = (bench.start_ns + ms * MS for ms in (at_ms, 4000))
+    bench.line.give(begins, Pause(paused=True, reason="the disk is nearly full", since_host_ns=1))
+    bench.line.give(ends, Pause(paused=False, reason="there is space again", since_host_ns=1))
+    bench.run(5500)
+    stamps = np.array([t for t, _, _ in bench.screen.flips])
+    said = [int(stamps[n - 1]) for n, d in bench.line.sent if isinstance(d, TrialIntent) and n]
+    assert not [t for t in said if begins + 50 * MS < t < ends]
+    assert len([t for t in said if t >= ends]) >= 1
+    # What was announced before the pause was known is shown to its end; then there is grey, flip by flip.
+    patch_on = [t for t, _, patch in bench.screen.flips if patch]
+    assert not [t for t in patch_on if begins + 950 * MS < t < ends]
+    assert [t for t in patch_on if t > ends]
+    assert np.diff(stamps).max() < 1.3 * PERIOD_NS
+    assert "late proposal" not in [f.what for f in bench.line.of(Fault)]
+    assert [p.slot for p in bench.presented][:6] == list(range(6))
+
+
+def test_what_could_not_be_logged_is_not_shown() -> None:
+    bench = Bench()
+    bench.line.full = "the disk is full"
+    bench.proposal(0)
+    bench.run(1500)
+    assert bench.presented == []
+
+
 def test_nothing_is_shown_before_every_process_is_ready() -> None:
     bench = Bench()
     bench.stop.go = False
@@ -424,6 +486,51 @@ def test_nothing_is_shown_before_every_process_is_ready() -> None:
     bench.run(stop_ms=1500)
     assert bench.presented == []
     assert not any(patch for _, _, patch in bench.screen.flips)
+
+
+@pytest.mark.parametrize("off_s", [0.1, 0.0])
+def test_a_device_that_goes_away_ends_the_trial_after_its_image_and_the_rest_stays_planned(off_s: float) -> None:
+    bench = Bench(off_s=off_s, images=4)
+    bench.proposal(0, slots=8, final=True)
+    away: list[int] = []
+
+    def flip(count: int) -> int:
+        if bench.stop.go and not away and len(bench.presented) == 1 and bench.screen.flips[-1][2]:
+            bench.stop.go = False  # while the second image is on
+            away.append(count)
+        if away and count == away[0] + 90:
+            bench.stop.go = True
+        return 300_000
+
+    bench.screen.cost_ns = flip
+    bench.run(6000)
+    assert [p.slot for p in bench.presented] == list(range(8))  # each once, in the order of the plan
+    assert [p.presentation for p in bench.presented] == [0, 1, 4, 5, 6, 7, 8, 9]
+    assert all(p.complete and len(p.flips_host_ns) == 7 for p in bench.presented)
+    (fault,) = [f for f in bench.line.of(Fault) if f.what != "late proposal"]
+    assert (fault.what, fault.presentations) == ("trial cut short", (2, 3))
+    assert "source of a device is away" in fault.detail
+    on = [k for k, (_, _, patch) in enumerate(bench.screen.flips) if patch]
+    assert not [k for k in on if away[0] + 6 < k <= away[0] + 90]  # grey while it is away
+    announced = {n for d in bench.line.of(TrialIntent) for n in d.presentations}
+    assert announced == {p.presentation for p in bench.presented} | {2, 3}
+    assert bench.onset.changes[-1][0] == 0
+
+
+def test_a_trial_that_is_announced_waits_for_a_device_that_is_away() -> None:
+    bench = Bench()
+    bench.proposal(0, slots=3, final=True)
+
+    def flip(count: int) -> int:
+        bench.stop.go = count >= 120 or not bench.line.of(TrialIntent)
+        return 300_000
+
+    bench.screen.cost_ns = flip
+    bench.run(4000)
+    assert [p.presentation for p in bench.presented] == [0, 1, 2]
+    assert not any(patch for _, _, patch in bench.screen.flips[:120])
+    assert len(bench.line.of(TrialIntent)) == 1
+    assert bench.line.of(Fault) == []
 
 
 @pytest.mark.parametrize("stop_ms", np.arange(1, 1500, 37).tolist())
@@ -446,7 +553,7 @@ def test_the_end_of_the_last_phase_stops_between_trials() -> None:
     bench.line.give(bench.start_ns + 2500 * MS, PhaseEnded(phase=1, reason="10 generations", last=True))
     bench.session.run()
     assert len(bench.presented) == 6
-    assert [d.reason for d in bench.line.of(StopRequested)] == ["phase 1 ended: 10 generations"]
+    assert [d.reason for d in bench.line.of(StopRequested)] == ["phase 2 ended: 10 generations"]
 
 
 def test_late_and_missed_frames_are_counted_where_they_happen() -> None:
@@ -483,6 +590,46 @@ def test_a_lost_window_leaves_an_incomplete_presentation_and_says_so() -> None:
     (fault,) = bench.line.of(Fault)
     assert (fault.what, fault.presentations) == ("window lost", (2,))
     assert isinstance(bench.line.sent[-1][1], StopRequested)
+
+
+GONE = """
+import sys
+from rig.clock import HostClock
+from rig.display import session
+from rig.display.window import WindowLost
+from rig.links.peer import Peer
+from rig.messages import StopRequested
+from rig.supervision.child import Stop, say
+session.FLUSH_S = 1.5
+stop, line = Stop(), Peer("rig", "tcp://127.0.0.1:9", frozenset(), HostClock())
+
+class Lost:
+    def run(self):
+        line.send(StopRequested(reason="window lost"))
+        raise WindowLost("somebody closed it")
+
+say(ready={})
+bool(stop)
+sys.exit(session._run(Lost(), line, stop))
+"""
+
+
+def test_a_lost_window_ends_the_session_also_while_the_recorder_is_away(tmp_path: Path) -> None:
+    """The rig waits for a recorder longer than it may otherwise stand still; that is no hang."""
+    pulses, clock, said = Pulses(1), HostClock(spin_ns=0), ""
+    rig = Post("rig", ["-c", GONE], tmp_path / "log", 0.5, Restarts(3), pulses, 0, clock)
+    child = rig.fill()
+    try:
+        end_ns = clock.now_ns() + 20_000 * MS
+        while not said:
+            assert clock.now_ns() < end_ns
+            said = rig.look(clock.now_ns())
+            clock.sleep_until_ns(clock.now_ns() + 20 * MS)
+    finally:
+        rig.finish()
+        pulses.close()
+    assert said == "failed: rig: somebody closed it"
+    assert child.failed is not None  # the supervisor starts no other one
 
 
 def test_a_restarted_rig_goes_on_where_the_log_ends() -> None:
@@ -661,4 +808,5 @@ def test_an_image_off_the_screen_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_rig_wants_no_more_than_it_uses() -> None:
-    assert set(WANTS) == {"proposal", "phase_ended", "trial_intent", "presented", "process_started"}
+    from_model_and_recorder = {"proposal", "phase_ended", "response", "pause"}
+    assert set(WANTS) == from_model_and_recorder | {"trial_intent", "presented", "process_started"}

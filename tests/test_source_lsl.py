@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rig.animal.lsl_outlets import BLOCK_SAMPLES, LslOutlets
 from rig.animal.wire import Block
 from rig.clock import HostClock
-from rig.config_sources import LslSpikeSource
+from rig.config.sources import LslSpikeSource
 from rig.messages import (
     ClockSample,
     Continuity,

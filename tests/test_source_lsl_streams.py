@@ -20,8 +20,8 @@ from rig.animal.lsl_outlets import LslOutlets, outlet
 from rig.animal.process import open_wire
 from rig.animal.wire import Block, WireError
 from rig.clock import HostClock
-from rig.config import parse
-from rig.config_sources import (
+from rig.config.session import parse
+from rig.config.sources import (
     BehaviourSimulation,
     CalciumSimulation,
     LslBehaviourSource,

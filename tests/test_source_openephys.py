@@ -21,7 +21,7 @@ from rig.animal.openephys_voltage import Voltage
 from rig.animal.openephys_wire import data_frames, spike_frames, spike_waveform, ttl_frames
 from rig.animal.wire import Block
 from rig.clock import HostClock
-from rig.config_sources import Multiunit, OpenEphysSource
+from rig.config.sources import Multiunit, OpenEphysSource
 from rig.messages import (
     ClockSample,
     Continuity,
@@ -627,6 +627,27 @@ def test_a_source_whose_receiving_process_dies_says_so_and_ends(gui: Gui) -> Non
     assert "exit code -9" in running.said[-1]["failed"]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process")
+def test_a_source_whose_receiving_process_stands_still_ends_while_a_silent_device_is_no_reason_to(gui: Gui) -> None:
+    collector, clock = Collector(), HostClock()
+    with start(collector, gui.port) as running:
+        until_ready(collector, running, gui)
+        quiet_ns = clock.now_ns()
+        collector.until(lambda: clock.now_ns() > quiet_ns + 3_500_000_000)  # no message: signs of life all the same
+        assert not running.over
+        before = collector.all(Continuity)[-1].messages
+        collector.until(lambda: collector.all(Continuity)[-1].messages > before + 20, each=gui.block)
+        os.kill(running.said[0]["ready"]["pid"], signal.SIGSTOP)
+        stopped_ns = clock.now_ns()
+        collector.until(lambda: running.over, each=gui.block)
+        assert 2.0 < (clock.now_ns() - stopped_ns) * 1e-9 < 6
+    assert running.code == 2
+    assert "stood still for 3 s" in running.said[-1]["failed"]
+    assert running.said[-1]["since_host_ns"] <= stopped_ns + 500_000_000  # the gap begins here, and not at the end
+    assert "receiver died" in faults(collector)
+    assert missing(collector, gui) == set()
+
+
 def test_a_receiving_process_that_dies_is_told() -> None:
     with Published(1 << 20) as published:
         os.kill(published.receiver.pid, signal.SIGKILL)
@@ -736,7 +757,24 @@ def test_the_receiving_process_loads_next_to_nothing() -> None:
     code = "import sys; import rig.sources.openephys_receiver; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "zmq" in loaded
-    assert not {"numpy", "pydantic", "scipy", "rig.messages", "rig.config_sources"} & set(loaded)
+    assert not {"numpy", "pydantic", "scipy", "rig.messages", "rig.config.sources"} & set(loaded)
+
+
+def test_without_real_time_priority_the_receiving_process_asks_for_none(gui: Gui, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG.format(port=gui.port) + "processes: {realtime: false}\n")
+    collector = Collector()
+    child = process(tmp_path, collector.endpoint)
+    try:
+        collector.until(lambda: received(collector), each=gui.block)
+        assert child.stdout is not None
+        ready = json.loads(child.stdout.readline())["ready"]
+        assert ready["receiver"] == "normal (processes.realtime is false)"
+        if hasattr(os, "sched_getscheduler"):
+            assert os.sched_getscheduler(ready["pid"]) == os.SCHED_OTHER
+    finally:
+        child.kill()
+        child.communicate()
+        collector.hub.close()
 
 
 def test_the_receiving_process_ends_with_a_source_that_is_killed(gui: Gui, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rig.animal.openephys_http import GuiHttp, GuiState, Output
 from rig.animal.openephys_wire import data_frames, spike_waveform
 from rig.animal.wire import Block, WireError
 from rig.clock import HostClock
-from rig.config_sources import OpenEphysEventsSource
+from rig.config.sources import OpenEphysEventsSource
 from rig.messages import ClockSample, Continuity, EdgeBlock, Fault, Gap, Marker, SpikeBlock
 from rig.sources.openephys_events import OpenEphysEvents, probe
 from rig.sources.openephys_events_ledger import EventLedger

@@ -14,9 +14,9 @@ from rig.animal.spikes_publisher import SpikesPublisher
 from rig.animal.traces_publisher import TracesPublisher
 from rig.animal.wire import Block, WireError
 from rig.animal.zmq_bridge import EVERY_S, SWITCHES, BridgeFaults, Schedule
-from rig.bus import Peer
 from rig.clock import HostClock
-from rig.config_sources import CalciumSimulation, SpikesWireSource, TracesWireSource, WireFaults
+from rig.config.sources import CalciumSimulation, SpikesWireSource, TracesWireSource, WireFaults
+from rig.links.peer import Peer
 from rig.messages import (
     ClockSample,
     Continuity,

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from rig.animal.calcium import Microscope
-from rig.config_sources import Calcium, CalciumSimulation, LslCountSource, TracesWireSource
+from rig.config.sources import Calcium, CalciumSimulation, LslCountSource, TracesWireSource
 from rig.messages import TraceBlock, UnitList
 from rig.responses.fluorescence import BLOCKS, WARM_UP_BLOCKS, RunningBaseline
 from rig.responses.traces import TraceFold

@@ -175,7 +175,7 @@ def test_with_vsync_the_grid_follows_a_screen_of_another_rate() -> None:
 
 
 def test_trials_are_numbered_through_and_may_span_proposals() -> None:
-    planner = Planner(4)
+    planner = Planner(4, 2)
     assert planner.next_trial() is None
     assert planner.fallback_trial() is None
     planner.add(proposal(0, slots=5))
@@ -195,7 +195,7 @@ def test_trials_are_numbered_through_and_may_span_proposals() -> None:
 
 
 def test_fallbacks_go_round_and_are_no_slots() -> None:
-    planner = Planner(2)
+    planner = Planner(2, 2)
     planner.add(proposal(3, slots=3, fallback=(2, 0, 1)))
     while planner.next_trial() is not None:
         pass
@@ -209,25 +209,17 @@ def test_fallbacks_go_round_and_are_no_slots() -> None:
 
 @pytest.mark.parametrize("last", [proposal(0, final=True), proposal(0, fallback=())])
 def test_after_a_final_proposal_or_without_fallback_there_is_nothing(last: Proposal) -> None:
-    planner = Planner(3)
+    planner = Planner(3, 2)
     planner.add(last)
     assert planner.next_trial() is not None
     assert planner.fallback_trial() is None
 
 
 def test_a_proposal_that_comes_twice_is_shown_once() -> None:
-    planner = Planner(10)
+    planner = Planner(10, 2)
     assert planner.add(proposal(0))
     assert not planner.add(proposal(0))
     assert planner.waiting == 3
-
-
-def test_only_proposals_that_are_needed_are_kept() -> None:
-    planner = Planner(3)
-    for k in range(5):
-        planner.add(proposal(k))
-        assert planner.next_trial() is not None
-    assert list(planner._proposals) == [4]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +250,7 @@ def test_after_a_restart_every_slot_is_shown_once_and_no_number_twice(
 ) -> None:
     """Kill the rig after any presentation; a new planner, fed with the log, shows exactly the rest."""
     proposals = [proposal(k, slots=n) for k, n in enumerate(sizes)]
-    before = Planner(per_trial)
+    before = Planner(per_trial, 2)
     log: list[TrialIntent | Presented] = []
     for p in proposals:
         before.add(p)
@@ -278,7 +270,7 @@ def test_after_a_restart_every_slot_is_shown_once_and_no_number_twice(
             log.append(presented_of(plan, k))
             shown.append((image.proposal.proposal, image.slot))
     numbers = [n for d in log if isinstance(d, TrialIntent) for n in d.presentations]
-    after_restart = Planner(per_trial)
+    after_restart = Planner(per_trial, 2)
     for p in proposals:
         after_restart.add(p)
     for document in log:

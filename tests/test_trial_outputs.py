@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rig.config import Config
+from rig.config.session import Config
 from rig.display.window import WindowLost
 from rig.messages import (
     BehaviourBlock,

@@ -191,6 +191,15 @@ def test_a_killed_or_stopped_watcher_leaves_the_line_low(victim: int, number: si
             assert register.read_bytes()[:1] == b"\0"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no scheduling classes")
+def test_without_real_time_priority_the_watchers_ask_for_none(tmp_path: Path) -> None:
+    pair = Pair(str(make_register(tmp_path / "port")), False, 3, HostClock(spin_ns=0), realtime=False)
+    try:
+        assert [os.sched_getscheduler(p.pid) for p in pair.processes] == [os.SCHED_OTHER] * 2
+    finally:
+        pair.close()
+
+
 def test_an_owner_that_is_silent_gets_no_longer_pulse(tmp_path: Path) -> None:
     register, clock = make_register(tmp_path / "port"), HostClock(spin_ns=0)
     with observed(register) as observer:

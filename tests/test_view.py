@@ -14,7 +14,6 @@ import pytest
 
 from rig.clock import FakeClock, HostClock
 from rig.encoding import encode, encode_entry
-from rig.journal import JournalWriter, record
 from rig.messages import (
     DOCUMENT_TYPES,
     BehaviourBlock,
@@ -30,8 +29,11 @@ from rig.messages import (
     UnitList,
     kind_of,
 )
+from rig.recording.journal import JournalWriter
+from rig.recording.records import record
 from rig.view.fold import ViewFold
-from rig.view.h5 import SessionFile, build, follow
+from rig.view.h5 import build, follow
+from rig.view.session_file import SessionFile
 from rig.view.tables import SCHEMAS
 from stimuli.render import gamma_table
 from tests.synthetic_session import Synthetic, other_devices, write_journal
@@ -135,7 +137,7 @@ def test_the_file_carries_the_session_verbatim(built: Path, entries: list[Entry]
         )
         assert file.attrs["closed_in_order"]
         assert file.attrs["last_seq"] == len(entries)
-        assert file.attrs["format_version"] == 1
+        assert file.attrs["format_version"] == 2
 
 
 def test_each_presentation_is_there_with_frame_flips_onset_and_rates(built: Path, entries: list[Entry]) -> None:
@@ -220,11 +222,13 @@ ELSEWHERE = {
     "trace_block": {"frame", "sample", "arrival_host_ns", "values", "neuropil", "motion"},
     "behaviour_block": {"sample", "arrival_host_ns", "values"},
     "marker": set(),
+    "barcode_sent": set(),
     "output_request": set(),
     "output_done": set(),
     "clock_sample": set(),
     "continuity": {"gaps"},
     "fault": set(),
+    "pause": set(),
     "model_updated": set(),
     "work_done": set(),
     "phase_ended": set(),
@@ -242,11 +246,13 @@ TABLE = {
     "trace_block": "traces",
     "behaviour_block": "behaviour",
     "marker": "markers",
+    "barcode_sent": "barcodes",
     "output_request": "outputs/requests",
     "output_done": "outputs/done",
     "clock_sample": "clocks",
     "continuity": "continuity",
     "fault": "faults",
+    "pause": "pauses",
     "model_updated": "model/updates",
     "work_done": "model/work",
     "phase_ended": "model/phases",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from rig.config import parse
+from rig.config.session import parse
 from rig.messages import (
     ClockSample,
     Continuity,
@@ -414,6 +414,37 @@ def test_an_edge_without_a_presentation_is_a_fault_once_its_record_must_have_com
     d.advance(400_000)
     d.tick(20, closing=True)
     assert d.faults == ["photodiode edge unpaired"]  # said once, and the edge of presentation 0 never
+
+
+def test_an_edge_of_an_announced_image_without_a_record_is_no_reflection() -> None:
+    d = device()
+    d.clock(0, 60_000)
+    numbers = tuple(range(10))  # of 0.1 s, 0.1 s apart: the trial ends at sample 120000; the rig dies in it
+    d.take(TrialIntent(trial=4, presentations=numbers, proposals=(0,) * 10, slots=numbers, start_host_ns=ns(60_000)))
+    d.show(0, 60_000)
+    d.edge(60_300)
+    d.edge(66_300)
+    d.edge(140_000)  # after the trial
+    d.clock(60_000, 300_000)
+    d.advance(300_000)
+    d.tick(0)
+    d.tick(12)
+    said = {f.what: f.detail for f in d.out if isinstance(f, Fault)}
+    assert set(said) == {"photodiode edge of an unrecorded image", "photodiode edge unpaired"}
+    assert "at sample 66300" in said["photodiode edge of an unrecorded image"]
+    assert "one of 1, 2, 3, 4, 5, 6, 7, 8, 9" in said["photodiode edge of an unrecorded image"]
+    assert "at sample 140000" in said["photodiode edge unpaired"]
+
+
+def test_an_edge_in_a_trial_that_was_cut_short_is_unpaired() -> None:
+    d = device()
+    d.clock(0, 60_000)
+    d.take(TrialIntent(trial=0, presentations=(0, 1), proposals=(0, 0), slots=(0, 1), start_host_ns=ns(60_000)))
+    d.take(Fault(what="trial cut short", detail="", done="", presentations=(0, 1)))
+    d.edge(66_300)
+    d.clock(60_000, 300_000)
+    d.advance(300_000)
+    assert d.faults == ["photodiode edge unpaired"]
 
 
 def test_many_unpaired_edges_are_said_together_and_none_is_forgotten() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rig.clock import HostClock
-from rig.config_sources import SpikesWireSource, TracesWireSource
+from rig.config.sources import SpikesWireSource, TracesWireSource
 from rig.messages import (
     ClockSample,
     Continuity,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import yaml
 
-from rig.journal import read_all
 from rig.messages import (
     ClockSample,
     Entry,
@@ -19,6 +18,7 @@ from rig.messages import (
     TraceBlock,
     UnitList,
 )
+from rig.recording.journal import read_all
 from tests.collector import free_ports
 
 ROOT = Path(__file__).parent.parent

@@ -12,14 +12,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from rig import child
-from rig.bus import Peer
 from rig.clock import Clock
-from rig.config_part import Part
-from rig.config_sources import SourceName
+from rig.config.part import Part
+from rig.config.sources import SourceName
+from rig.links.peer import Peer
 from rig.messages import Continuity, Document, Gap
 from rig.sources.columns import ClockPairs, Columns, Faults
 from rig.sources.stopping import Stopping
+from rig.supervision import child
+from rig.supervision.run_number import run_number
 
 PERIOD_S = 0.025  # documents go out 40 times a second
 SILENT_NS = 500_000_000
@@ -28,7 +29,7 @@ DATAGRAM = re.compile(rb"(\d{1,15}) (\d{1,15})((?: [\w#]{1,64}:\d{1,15})*)")
 
 
 class UdpSource(Part):
-    """What the config says about it; in the program this class stands in rig/config_sources.py."""
+    """What the config says about it; in the program this class stands in rig/config/sources.py."""
 
     type: Literal["udp_spikes"] = "udp_spikes"
     name: SourceName = "udp"
@@ -45,7 +46,7 @@ class UdpSpikes:
         """Start without data; `run` does the rest."""
         self._source, self._peer, self._clock, self._stop, self._say = source, peer, clock, stop, say
         self._start_ns = clock.now_ns()
-        self._run = self._start_ns // 100_000_000  # new to the session even after a restart of this process
+        self._run = run_number(clock)  # new to the session even after a restart of this process
         self._columns, self._pairs = Columns(source.name), ClockPairs(source.name)
         self._faults = Faults()
         self._number = self._messages = self._lost = self._watermark = 0

@@ -8,13 +8,13 @@ measure the winners anew: the score by which an image was chosen overrates it.
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from models.agents.ledger import Ledger
 from models.agents.types import F32, F64, U8, Batch, Told
-from rig.config import EvolvePhase
+from rig.config.session import EvolvePhase
 from rig.messages import (
     Slot,
 )
@@ -23,6 +23,14 @@ from stimuli.search import PRESETS, XDreamGA
 from stimuli.spec import Blank, LatentImage, Stimulus
 
 DECODE_CHUNK = 8  # images decoded in one step: a few ms
+
+
+class Origin(NamedTuple):
+    """How an image came to be, as `Stimulus` says it."""
+
+    parents: tuple[str, ...]
+    how: str
+    figures: dict[str, float]
 
 
 class Evolve:
@@ -46,7 +54,7 @@ class Evolve:
         self._ledger = Ledger(units, unit)
         self._generation = -1
         self._ids: tuple[str, ...] = ()
-        self._parents: tuple[tuple[str, ...], ...] = ()
+        self._origins: tuple[Origin, ...] = ()
         self._scores: F64 = np.full(settings.population, np.nan)
         self._measured: dict[str, tuple[int, float]] = {}  # references and re-shows: number and sum of rates
         self._last: dict[str, Any] = {}  # summary of the newest generation that was told
@@ -112,7 +120,7 @@ class Evolve:
             "ledger": self._ledger.state(),
             "generation": self._generation,
             "ids": list(self._ids),
-            "parents": [list(p) for p in self._parents],
+            "origins": [[list(o.parents), o.how, dict(o.figures)] for o in self._origins],
             "scores": self._scores.copy(),
             "measured": {k: list(v) for k, v in self._measured.items()},
             "last": dict(self._last),
@@ -125,7 +133,7 @@ class Evolve:
         self._ledger.restore(state["ledger"])
         self._generation = state["generation"]
         self._ids = tuple(state["ids"])
-        self._parents = tuple(tuple(p) for p in state["parents"])
+        self._origins = tuple(Origin(tuple(p), how, dict(figures)) for p, how, figures in state["origins"])
         self._scores = np.array(state["scores"], dtype=np.float64)
         self._measured = {k: (v[0], v[1]) for k, v in state["measured"].items()}
         self._last = dict(state["last"])
@@ -148,17 +156,17 @@ class Evolve:
                 "mean": float(self._scores[measured].mean()),
             }
 
-    def snapshot(self) -> tuple[XDreamGA, int, tuple[str, ...], tuple[tuple[str, ...], ...], F64]:
-        """Return copies of what the next generation is made of: algorithm, generation, ids, parents, scores."""
-        return copy.deepcopy(self._ga), self._generation, self._ids, self._parents, self._scores.copy()
+    def snapshot(self) -> tuple[XDreamGA, int, tuple[str, ...], tuple[Origin, ...], F64]:
+        """Return copies of what the next generation is made of: algorithm, generation, ids, origins, scores."""
+        return copy.deepcopy(self._ga), self._generation, self._ids, self._origins, self._scores.copy()
 
-    def move_on(self, ga: XDreamGA, ids: tuple[str, ...], parents: tuple[tuple[str, ...], ...], batch: Batch) -> None:
+    def move_on(self, ga: XDreamGA, ids: tuple[str, ...], origins: tuple[Origin, ...], batch: Batch) -> None:
         """Take over the next generation; called once by a finished work whose result is taken."""
         if batch.generation != self._generation + 1:
             raise RuntimeError(f"generation {batch.generation} was computed from an older state; ask again")
         if any(slot.role == "reshow" for slot in batch.plan):
             self._winners = [*self._winners[-2:], (self._generation, self._last["best_id"])]
-        self._ga, self._ids, self._parents, self._generation = ga, ids, parents, batch.generation
+        self._ga, self._ids, self._origins, self._generation = ga, ids, origins, batch.generation
         self._scores = np.full(len(ids), np.nan)
         self._ledger.open(batch)
 
@@ -170,12 +178,12 @@ class Breeding:
         """Copy from `agent` what is needed; it is not touched before the result is taken."""
         self.steps = 0
         self._agent = agent
-        self._ga, before, self._old_ids, self._old_parents, self._scores = agent.snapshot()
+        self._ga, before, self._old_ids, self._old_origins, self._scores = agent.snapshot()
         self._generation = before + 1
         self._ids: tuple[str, ...] = ()
-        self._parents: tuple[tuple[str, ...], ...] = ()
+        self._origins: tuple[Origin, ...] = ()
         self._latents: F32 = np.empty((0, agent.generator.latent_size), np.float32)
-        self._reshown: tuple[tuple[str, tuple[str, ...]], ...] = ()
+        self._reshown: tuple[tuple[str, Origin], ...] = ()
         self._decoded: list[U8] = []
         self._batch: Batch | None = None
         self._taken = False
@@ -204,7 +212,7 @@ class Breeding:
         """Return the batch; the agent moves on to it."""
         batch = self.peek()
         if not self._taken:
-            self._agent.move_on(self._ga, self._ids, self._parents, batch)
+            self._agent.move_on(self._ga, self._ids, self._origins, batch)
             self._taken = True
         return batch
 
@@ -215,26 +223,36 @@ class Breeding:
         best = np.argsort(-self._scores, kind="stable")[: min(phase.reshows, measured)].tolist()
         if self._generation > 0:
             self._ga.tell(self._scores)
-        ids, parents = [], []
-        for k, (origin, pair) in enumerate(zip(self._ga.origin, self._ga.parents, strict=True)):
+        ids, origins = [], []
+        for k, origin in enumerate(self._ga.origin):
             if origin >= 0 and self._generation > 0:  # the same image again keeps its identity
                 ids.append(self._old_ids[origin])
-                parents.append(self._old_parents[origin])
+                origins.append(self._old_origins[origin])
             else:
                 ids.append(f"p{self._agent.phase_index}-g{self._generation:03d}-c{k:02d}")
-                parents.append(tuple(dict.fromkeys(self._old_ids[p] for p in pair)))
-        self._ids, self._parents = tuple(ids), tuple(parents)
-        self._reshown = tuple((self._old_ids[k], self._old_parents[k]) for k in best)
+                origins.append(self._origin(k))
+        self._ids, self._origins = tuple(ids), tuple(origins)
+        self._reshown = tuple((self._old_ids[k], self._old_origins[k]) for k in best)
         extra = [k for k in best if self._old_ids[k] not in self._ids]
         self._latents = np.concatenate([self._ga.ask(), old[extra]])
 
+    def _origin(self, k: int) -> Origin:
+        """Return how code number `k` of the new population was made."""
+        pair = self._ga.parents[k]
+        if not pair:
+            return Origin((), "start code, drawn by the generator", {"index": float(k)})
+        first, mutated = self._ga.inherited[k]
+        genes = float(self._agent.generator.latent_size)
+        figures = {"genes": genes, "from_first_parent": float(first), "mutated": float(mutated)}
+        return Origin(tuple(dict.fromkeys(self._old_ids[p] for p in pair)), "crossover and mutation", figures)
+
     def _assemble(self) -> Batch:
         agent, phase, rng = self._agent, self._agent.phase, self._ga.rng
-        images = dict(zip(self._ids, self._parents, strict=True))
-        images |= {name: parents for name, parents in self._reshown if name not in images}
+        images = dict(zip(self._ids, self._origins, strict=True))
+        images |= {name: origin for name, origin in self._reshown if name not in images}
         stimuli = [
-            Stimulus(id=name, spec=LatentImage(generator=agent.generator.name, row=row), parents=parents)
-            for row, (name, parents) in enumerate(images.items())
+            Stimulus(id=name, spec=LatentImage(generator=agent.generator.name, row=row), **origin._asdict())
+            for row, (name, origin) in enumerate(images.items())
         ]
         rows = {name: row for row, name in enumerate(images)}
         reshows = [rows[name] for name, _ in self._reshown]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pylsl
 
 from rig.clock import Clock
-from rig.config_sources import BehaviourSimulation
+from rig.config.sources import BehaviourSimulation
 
 F64 = npt.NDArray[np.float64]
 CHANNELS = ("gaze_x_deg", "gaze_y_deg", "pupil_mm", "running_cm_s")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rig.config_sources import CalciumSimulation
+from rig.config.sources import CalciumSimulation
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

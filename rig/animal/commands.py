@@ -40,11 +40,11 @@ def openephys(
     truth: Annotated[Path | None, typer.Option(help="New folder for what was sent.")] = None,
 ) -> None:
     """Play an Open Ephys GUI (ZMQ Interface, HTTP server, Event Broadcaster) with faults: docs/fake_openephys.md."""
-    from rig import child
     from rig.animal.fake_openephys import FakeSettings, run
     from rig.animal.openephys_faults import UnknownSwitch
     from rig.animal.wire import WireError
     from rig.clock import HostClock
+    from rig.supervision import child
 
     for name, value, allowed in (("style", style, ("0.6", "1.0")), ("events-format", events_format, ("json", "raw"))):
         if value not in allowed:

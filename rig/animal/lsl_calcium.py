@@ -17,7 +17,7 @@ from rig.animal.lsl_faults import Outlets
 from rig.animal.lsl_outlets import BLOCK_SAMPLES, WATERMARK, edges_maker, outlet
 from rig.animal.wire import Block
 from rig.clock import Clock
-from rig.config_sources import CalciumSimulation, LslCalciumSource
+from rig.config.sources import CalciumSimulation, LslCalciumSource
 
 STAMP_HZ = 1e6  # samples in rows are us of the sender's LSL clock
 I64 = npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ from rig.animal.lsl_faults import Outlets
 from rig.animal.lsl_outlets import edges_maker, outlet
 from rig.animal.wire import Block
 from rig.clock import Clock
-from rig.config_sources import LslCountSource
+from rig.config.sources import LslCountSource
 
 BIN_SAMPLES = 300  # 10 ms at 30 kHz
 

@@ -1,7 +1,7 @@
 """From rates to spikes: latency, smoothing, noise and the nuisances a real recording has.
 
 Called by the amplifier with the images in order of time, then asked for the spikes up to a device sample. Pure given
-its random generator: it reads no clock, no screen and no file.
+its random generator: it reads no clock, no screen and no file. Neurons without any of this: `rig.animal.noise_free`.
 """
 
 import math
@@ -18,7 +18,7 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 STEP_SAMPLES = 30
-SMOOTHING_S = 0.005  # membrane-like low-pass of the rate; none where noise is "none"
+SMOOTHING_S = 0.005  # membrane-like low-pass of the rate
 GAIN_SHAPE = 10.0  # gamma gain per retinal image: relative sd 1 / sqrt(10)
 ADAPTATION_S = 1.0
 ADAPTATION_HZ = 40.0  # recent rate that halves the response
@@ -30,18 +30,13 @@ ARTEFACTS_EVERY_S = 5.0
 class Habits:
     """What the simulated neurons do beside following the image."""
 
-    noise: Literal["none", "poisson", "overdispersed"] = "poisson"
+    noise: Literal["poisson", "overdispersed"] = "poisson"
     latency_s: float = 0.05
     gain_drift: float = 0.0
     dies: Mapping[str, float] | None = None  # unit name: seconds after the start
     adaptation: bool = False
     carry_over: float = 0.0
     artefacts: bool = False
-
-    @property
-    def smoothing_s(self) -> float:
-        """Time constant of the rates' low-pass, s."""
-        return 0.0 if self.noise == "none" else SMOOTHING_S
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,8 @@ class _Segment:
 
 class Neurons:
     """Spikes of `units`, in device samples from `start_sample` on."""
+
+    smoothing_s = SMOOTHING_S
 
     def __init__(
         self, units: tuple[str, ...], device: DeviceClock, habits: Habits, rng: np.random.Generator, start_sample: int
@@ -69,8 +66,15 @@ class Neurons:
         self._smooth = np.zeros(count)
         self._recent = np.zeros(count)
         self._log_gain = np.zeros(count)
-        self._segment_rate = np.zeros(count)
         self._death = np.array([start_sample + dies.get(u, math.inf) * device.rate_hz for u in units])
+
+    @property
+    def lead_s(self) -> float:
+        """Every image up to this long before a sample must be known before the spikes up to that sample are."""
+        return self._habits.latency_s
+
+    def onset(self, sample: int) -> None:
+        """Take note that the photodiode rose at `sample`; these neurons follow the image alone."""
 
     def see(self, host_ns: int, rates_hz: F64, shown: bool) -> None:
         """Take the next retinal image: its noise-free rates (unit,), from `host_ns` on.
@@ -97,10 +101,7 @@ class Neurons:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         first, self._next = self._next, until_sample
         self._drift((until_sample - first) / self._device.rate_hz)
-        if self._habits.noise == "none":
-            unit, sample = self._regular(first, until_sample)
-        else:
-            unit, sample = self._random(first, until_sample)
+        unit, sample = self._random(first, until_sample)
         if self._habits.artefacts:
             unit, sample = self._with_artefacts(unit, sample, first, until_sample)
         alive = sample < self._death[unit]
@@ -121,7 +122,6 @@ class Neurons:
         """Make the segment that `sample` lies in the current one."""
         while self._coming and self._coming[0].start_sample <= sample:
             self._segment = self._coming.pop(0)
-            self._segment_rate = self._segment.drive_hz * np.exp(self._log_gain)
 
     def _random(self, first: int, until: int) -> tuple[I64, I64]:
         """Draw Poisson spikes in steps of 1 ms."""
@@ -132,7 +132,7 @@ class Neurons:
         for k, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
             self._enter_segments(start + length / 2)
             dt_s = length / self._device.rate_hz
-            self._smooth += (self._segment.drive_hz - self._smooth) * -math.expm1(-dt_s / self._habits.smoothing_s)
+            self._smooth += (self._segment.drive_hz - self._smooth) * -math.expm1(-dt_s / self.smoothing_s)
             rate = self._smooth * gain
             if self._habits.adaptation:
                 rate = rate / (1 + self._recent / ADAPTATION_HZ)
@@ -143,25 +143,7 @@ class Neurons:
         repeats = counts[step, unit]
         step, unit = np.repeat(step, repeats), np.repeat(unit, repeats)
         sample = starts[step] + self._rng.integers(0, lengths[step], dtype=np.int64)
-        return _distinct(unit.astype(np.int64), sample)
-
-    def _regular(self, first: int, until: int) -> tuple[I64, I64]:
-        """Space spikes evenly within each image: the k-th comes (k - 1/2) periods after the image took effect."""
-        units, samples = [], []
-        a = float(first)
-        while a < until:
-            self._enter_segments(a)
-            b = min(float(until), self._coming[0].start_sample if self._coming else math.inf)
-            start = self._segment.start_sample
-            for unit in np.flatnonzero(self._segment_rate > 0).tolist():
-                period = self._device.rate_hz / self._segment_rate[unit]
-                k = np.arange(math.ceil((a - start) / period + 0.5), math.ceil((b - start) / period + 0.5))
-                samples.append(np.floor(start + (k - 0.5) * period).astype(np.int64))
-                units.append(np.full(len(k), unit, dtype=np.int64))
-            a = b
-        if not units:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        return np.concatenate(units), np.concatenate(samples)
+        return distinct(unit.astype(np.int64), sample)
 
     def _with_artefacts(self, unit: I64, sample: I64, first: int, until: int) -> tuple[I64, I64]:
         """Add events that hit all units at the same sample."""
@@ -170,10 +152,10 @@ class Neurons:
         everyone = np.arange(len(self._smooth), dtype=np.int64)
         unit = np.concatenate([unit, np.tile(everyone, len(times))])
         sample = np.concatenate([sample, np.repeat(times, len(everyone))])
-        return _distinct(unit, sample)
+        return distinct(unit, sample)
 
 
-def _distinct(unit: I64, sample: I64) -> tuple[I64, I64]:
+def distinct(unit: I64, sample: I64) -> tuple[I64, I64]:
     """Drop second spikes of one unit at the same sample: no detector could tell them apart."""
     pairs = np.unique(np.stack([sample, unit], axis=1), axis=0)
     return pairs[:, 1], pairs[:, 0]

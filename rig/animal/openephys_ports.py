@@ -26,8 +26,17 @@ class Ports:
     taken; data go nowhere while heartbeats are answered. Raises WireError where a port is really taken.
     """
 
-    def __init__(self, port: int, muted: Callable[[], bool], conflict: Conflict = "none") -> None:
-        """Bind, heartbeat first as the plugin does."""
+    def __init__(
+        self,
+        port: int,
+        muted: Callable[[], bool],
+        conflict: Conflict = "none",
+        address: str = "127.0.0.1",
+        kind: int = zmq.PUB,
+    ) -> None:
+        """Bind to `address`, heartbeat first as the plugin does. With `kind` XPUB `subscribed` sees who listens."""
+        self._address = address
+        self._listened = False
         self._muted = muted
         self._context = zmq.Context()
         self._closing = threading.Event()
@@ -38,7 +47,7 @@ class Ports:
         # The GUI sets no high-water mark, so neither do we: 1000 messages per listener, the rest is lost in silence.
         if conflict != "data":
             try:
-                self._data = self._bind(zmq.PUB, port + 2 * (conflict == "heartbeat"), linger_ms=FAREWELL_MS)
+                self._data = self._bind(kind, port + 2 * (conflict == "heartbeat"), linger_ms=FAREWELL_MS)
             except WireError:
                 if conflict != "heartbeat":
                     heartbeat.close()
@@ -52,12 +61,12 @@ class Ports:
         socket: zmq.Socket[bytes] = self._context.socket(kind)
         socket.linger = linger_ms
         try:
-            socket.bind(f"tcp://*:{port}")
+            socket.bind(f"tcp://{self._address}:{port}")
         except zmq.ZMQError as error:
             socket.close()
             if kind == zmq.REP:
                 self._context.destroy(linger=0)
-            what = "data" if kind == zmq.PUB else "heartbeat"
+            what = "heartbeat" if kind == zmq.REP else "data"
             raise WireError(
                 f"port {port} ({what} of the Open Ephys wire) cannot be opened: {error.strerror}",
                 "end the program that holds it (another animal, an Open Ephys GUI), or give the source of type"
@@ -75,6 +84,12 @@ class Ports:
                 continue
             heartbeat.send(heartbeat_reply(heartbeat.recv()))
         heartbeat.close()
+
+    def subscribed(self) -> bool:
+        """Whether somebody listens by now; only with an XPUB socket."""
+        while not self._listened and self._data is not None and self._data.poll(0):
+            self._listened = self._data.recv().startswith(b"\x01")
+        return self._listened
 
     def send(self, messages: list[tuple[bytes, bytes, bytes]]) -> None:
         """Hand messages of three frames to the network, not faster than the GUI does.

@@ -7,7 +7,7 @@ from rig.animal.openephys_server import Faults, OpenEphysServer, Quirks
 from rig.animal.openephys_voltage import Voltage
 from rig.animal.wire import WireError
 from rig.clock import Clock
-from rig.config_sources import OpenEphysSource, WireFaults
+from rig.config.sources import OpenEphysSource, WireFaults
 
 
 def open_openephys(

@@ -4,7 +4,6 @@ The neurons come as an argument, since `rig` knows no models. The loop of the ey
 cortex, the amplifier and the wire's heartbeat have threads of their own.
 """
 
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -14,8 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from rig import child
-from rig.animal.amplifier import Amplifier
+from rig.animal.amplifier import Amplifier, Firing
 from rig.animal.behaviour import BehaviourOutlet, Follower, schedule
 from rig.animal.cortex import Cortex, Population
 from rig.animal.device_clock import DeviceClock
@@ -25,16 +23,19 @@ from rig.animal.lsl_calcium import LslCalcium
 from rig.animal.lsl_counts import LslCounts
 from rig.animal.lsl_outlets import LslOutlets
 from rig.animal.neurons import Habits, Neurons
+from rig.animal.noise_free import NoiseFreeNeurons
 from rig.animal.openephys_faults import Faults
 from rig.animal.openephys_gui import with_http
 from rig.animal.openephys_rehearsal import open_openephys
 from rig.animal.spikes_publisher import SpikesPublisher
+from rig.animal.sync_input import SyncInput
 from rig.animal.traces_publisher import TracesPublisher
 from rig.animal.truth_log import TruthError, TruthLog
 from rig.animal.wire import Wire, WireError
 from rig.clock import Clock, HostClock
-from rig.config import Config, ConfigError
-from rig.config_sources import (
+from rig.config.outputs import ParallelOutput
+from rig.config.session import Config, ConfigError
+from rig.config.sources import (
     LslCalciumSource,
     LslCountSource,
     LslSpikeSource,
@@ -44,6 +45,8 @@ from rig.config_sources import (
     SpikesWireSource,
     TracesWireSource,
 )
+from rig.priority import fifo
+from rig.supervision import child
 from stimuli.geometry import Rect, image_rect, patch_rect
 
 RATE_HZ = 30_000.0
@@ -55,7 +58,7 @@ S = TypeVar("S", bound=NeuralSource)
 
 
 class Ending(Protocol):
-    """Anything that becomes true when the animal must end, for example rig.child.Stop."""
+    """Anything that becomes true when the animal must end, for example rig.supervision.child.Stop."""
 
     def __bool__(self) -> bool:
         """Return whether to end."""
@@ -134,17 +137,6 @@ def open_wire(
     return wire, source.photodiode_line or 0
 
 
-def ask_real_time(priority: int) -> str:
-    """Ask for real-time scheduling of the calling thread; return what came of it, in words for the log."""
-    if sys.platform != "linux":
-        return "not asked for: only done on Linux"
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-    except OSError as error:
-        return f"refused ({error.strerror}); ordinary scheduling"
-    return f"SCHED_FIFO {priority}"
-
-
 def device_clock(config: Config, start_host_ns: int, rng: np.random.Generator) -> DeviceClock:
     """Draw the recording device's clock: drift from the config, offset and phase of the wander from `rng`."""
     return DeviceClock(
@@ -155,6 +147,28 @@ def device_clock(config: Config, start_host_ns: int, rng: np.random.Generator) -
         start_host_ns=start_host_ns,
         start_sample=int(rng.integers(0, LARGEST_FIRST_SAMPLE)),
     )
+
+
+def make_neurons(
+    config: Config, units: tuple[str, ...], device: DeviceClock, rng: np.random.Generator
+) -> Firing:
+    """Make the neurons that `animal` in the config describes; raises ConfigError."""
+    settings = config.animal
+    if settings.noise == "none":
+        if config.display.patch is None:
+            raise ConfigError("animal.noise: none needs display.patch: noise-free spikes are placed from its edges")
+        on_s = config.presentation.on_s
+        return NoiseFreeNeurons(units, device, settings.latency_s, on_s, settings.dies, device.start_sample)
+    habits = Habits(
+        noise=settings.noise,
+        latency_s=settings.latency_s,
+        gain_drift=settings.gain_drift,
+        dies=settings.dies,
+        adaptation=settings.adaptation,
+        carry_over=settings.carry_over,
+        artefacts=settings.artefacts,
+    )
+    return Neurons(units, device, habits, rng, device.start_sample)
 
 
 def run(
@@ -193,20 +207,12 @@ def _run(
     settings = config.animal
     seeds = np.random.SeedSequence(settings.seed).spawn(5)
     eye_rng, spike_rng, clock_rng, wire_rng = (np.random.default_rng(s) for s in seeds[:4])
-    habits = Habits(
-        noise=settings.noise,
-        latency_s=settings.latency_s,
-        gain_drift=settings.gain_drift,
-        dies=settings.dies,
-        adaptation=settings.adaptation,
-        carry_over=settings.carry_over,
-        artefacts=settings.artefacts,
-    )
     image, patch = look_rects(config)
     screen = RealScreen()
     wire: Wire | None = None
     truth: TruthLog | None = None
     behaviour: BehaviourOutlet | None = None
+    sync: tuple[int, SyncInput] | None = None
     cortex = Cortex(population, config.display.gamma)
     try:
         # The first evaluation is the slowest (libraries load); the neurons must not begin late.
@@ -219,17 +225,21 @@ def _run(
         device = device_clock(config, clock.now_ns(), clock_rng)
         if unknown := sorted(set(settings.dies) - set(population.units)):
             raise ConfigError(f"animal.dies: {unknown[0]!r} is no unit; the units are {', '.join(population.units)}")
-        neurons = Neurons(population.units, device, habits, spike_rng, device.start_sample)
-        truth = TruthLog(truth_folder, population.units, device, habits.latency_s, habits.smoothing_s)
+        neurons = make_neurons(config, population.units, device, spike_rng)
+        truth = TruthLog(truth_folder, population.units, device, settings.latency_s, neurons.smoothing_s)
         if settings.behaviour is not None:
             behaviour = BehaviourOutlet(plan, clock, truth.event)
             behaviour.start()
         wire, line = open_wire(config, population.units, clock, faults, device, wire_rng)
-        amplifier = Amplifier(wire, neurons, cortex, device, truth, clock, habits.latency_s, line, device.start_sample)
-        notes = _look_and_record(eye, cortex, amplifier, stop, clock, say, population.units)
+        sync = _wired_sync(config, clock)
+        amplifier = Amplifier(wire, neurons, cortex, device, truth, clock, line, device.start_sample, sync)
+        realtime = config.processes.realtime
+        notes = _look_and_record(eye, cortex, amplifier, stop, clock, say, population.units, realtime)
         truth.event("looks", **notes, **asdict(eye.looks), **asdict(amplifier.lateness))
     finally:
         cortex.close()
+        if sync is not None:
+            sync[1].close()
         if wire is not None:
             wire.close()
         if behaviour is not None:
@@ -240,6 +250,16 @@ def _run(
     return 0
 
 
+def _wired_sync(config: Config, clock: Clock) -> tuple[int, SyncInput] | None:
+    """Return the device's TTL line for barcodes and its input, if the config wires one. Raises WireError."""
+    port, sync = config.animal.sync_port, config.sync
+    if port is None or sync is None:
+        return None
+    output = next(o for o in config.outputs if o.name == sync.output)
+    bit = output.line if isinstance(output, ParallelOutput) else 0
+    return sync.line, SyncInput(port, bit, clock, lambda: fifo(EYE_PRIORITY, config.processes.realtime))
+
+
 def _look_and_record(
     eye: Eye,
     cortex: Cortex,
@@ -248,6 +268,7 @@ def _look_and_record(
     clock: Clock,
     say: Callable[..., None],
     units: tuple[str, ...],
+    realtime: bool,
 ) -> dict[str, Any]:
     """Run the three threads until the end; raise what the amplifier or the population raised."""
     ending = threading.Event()
@@ -255,7 +276,7 @@ def _look_and_record(
     notes: dict[str, Any] = {}
 
     def record() -> None:
-        notes["amplifier_priority"] = ask_real_time(EYE_PRIORITY - 1)
+        notes["amplifier_priority"] = fifo(EYE_PRIORITY - 1, realtime)
         try:
             amplifier.run(ending.is_set)
         except Exception as error:  # noqa: BLE001  # raised again in the main thread
@@ -267,7 +288,7 @@ def _look_and_record(
     recorder = threading.Thread(target=record, name="amplifier", daemon=True)
     cortex.start()
     recorder.start()
-    notes["eye_priority"] = ask_real_time(EYE_PRIORITY)
+    notes["eye_priority"] = fifo(EYE_PRIORITY, realtime)
     start_ns = clock.now_ns()
     say(ready={"units": list(units), "eye_priority": notes["eye_priority"]})
     try:

@@ -6,7 +6,7 @@ from rig.animal.device_clock import DeviceClock
 from rig.animal.wire import Block
 from rig.animal.zmq_bridge import Bridge, BridgeFaults, Schedule
 from rig.clock import Clock
-from rig.config_sources import WireFaults
+from rig.config.sources import WireFaults
 
 BLOCK_SAMPLES = 750  # 25 ms at 30 kHz: 40 messages a second
 LIST_EVERY = 40  # messages between two repetitions of the unit list

@@ -7,7 +7,7 @@ from rig.animal.device_clock import DeviceClock
 from rig.animal.wire import Block
 from rig.animal.zmq_bridge import Bridge, BridgeFaults, Schedule
 from rig.clock import Clock
-from rig.config_sources import CalciumSimulation, WireFaults
+from rig.config.sources import CalciumSimulation, WireFaults
 
 BLOCK_SAMPLES = 750  # 25 ms at 30 kHz
 LIST_EVERY_S = 1.0

@@ -1,10 +1,11 @@
 """Fake output devices for tests and rehearsals: a register file with an observer, and a serial valve.
 
+    python -m rig.animal.valve make FILE        makes a register file: a simulated parallel port
     python -m rig.animal.valve observe FILE     writes each change of the register, with its host time
     python -m rig.animal.valve serial           a valve controller on a pseudo terminal, docs/outputs.md
 
-Both print JSON lines: first {"ready": ...}, then {"level": 0 or 1, "host_ns": ...} whenever the line changed. They
-end when their stdin does. They know nothing of the program that drives them.
+The last two print JSON lines: first {"ready": ...}, then {"level": 0 or 1, "host_ns": ...} whenever the line changed.
+They end when their stdin does. They know nothing of the program that drives them.
 """
 
 import argparse
@@ -143,12 +144,16 @@ def main() -> int:
     kinds = parser.add_subparsers(dest="kind", required=True)
     watch = kinds.add_parser("observe", help="report each change of a register file")
     watch.add_argument("file", type=Path)
+    make = kinds.add_parser("make", help="make a register file, a simulated parallel port")
+    make.add_argument("file", type=Path)
     serial = kinds.add_parser("serial", help="a valve controller on a pseudo terminal")
     serial.add_argument("--deaf", action="store_true", help="never answer a pulse")
     options = parser.parse_args()
     clock = HostClock(spin_ns=0)
     if options.kind == "observe":
         observe(options.file, clock)
+    elif options.kind == "make":
+        make_register(options.file)
     else:
         serve_serial(clock, options.deaf)
     return 0

@@ -16,7 +16,7 @@ from scipy.ndimage import percentile_filter
 from rig.animal.calcium import Frames, Microscope
 from rig.bench.calcium_load import load
 from rig.clock import Clock
-from rig.config_sources import Calcium, CalciumSimulation, TracesWireSource
+from rig.config.sources import Calcium, CalciumSimulation, TracesWireSource
 from rig.messages import TraceBlock, UnitList
 from rig.responses.deconvolution import FixedLag, deconvolve
 from rig.responses.fluorescence import BLOCKS

@@ -14,11 +14,10 @@ import numpy as np
 import psutil
 import yaml
 
-from rig.bus import Peer
 from rig.clock import Clock
-from rig.config import Config, parse
-from rig.config_sources import CalciumSimulation
-from rig.journal import JournalReader
+from rig.config.session import Config, parse
+from rig.config.sources import CalciumSimulation
+from rig.links.peer import Peer
 from rig.messages import (
     Continuity,
     Entry,
@@ -31,8 +30,9 @@ from rig.messages import (
     TraceBlock,
 )
 from rig.provenance import process_started
-from rig.runs import new_folder
-from rig.supervisor import Child, SessionFailed, wait_ready
+from rig.recording.journal import JournalReader
+from rig.supervision.processes import Child, SessionFailed, wait_ready
+from rig.supervision.runs import new_folder
 from rig.timing import drain_s
 
 ON_S, EVERY_S = 0.2, 0.4
@@ -189,7 +189,7 @@ def load(minutes: float, rois: int, sessions: Path, clock: Clock) -> dict[str, A
     peer: Peer | None = None
     try:
         start("publisher", "rig.bench.calcium_publisher", "--port", str(port), "--rois", str(rois))
-        recorder = start("recorder", "rig.recorder", *place, "--simulated")
+        recorder = start("recorder", "rig.recording.recorder", *place, "--simulated")
         wait_ready([*children.values()], clock)
         assert recorder.ready is not None  # noqa: S101 - just waited for
         endpoint = ("--endpoint", str(recorder.ready["endpoint"]))

@@ -11,9 +11,9 @@ import numpy as np
 from rig.animal.device_clock import DeviceClock
 from rig.animal.traces_publisher import TracesPublisher
 from rig.animal.wire import Block, WireError
-from rig.child import Stop, fail, say, shield
 from rig.clock import HostClock
-from rig.config_sources import CalciumSimulation, WireFaults
+from rig.config.sources import CalciumSimulation, WireFaults
+from rig.supervision.child import Stop, fail, say, shield
 
 RATE_HZ = 30_000.0
 SPIKES_HZ = 1.0  # of each ROI

@@ -14,8 +14,8 @@ import zmq
 
 from rig import priority
 from rig.animal.device_clock import DeviceClock
-from rig.child import Stop, say, shield
 from rig.clock import Clock, HostClock
+from rig.supervision.child import Stop, say, shield
 
 EDGE_EVERY_NS = 1_000_000_000
 HOST_STAMP_NS = 10_000

@@ -20,7 +20,7 @@ from rig.bench.clock_peer import HOST_STAMP_NS, LINKS
 from rig.clock import Clock
 from rig.clocks.clockmap import ASK_EVERY_NS, BURST, ClockMap
 from rig.messages import ClockSample
-from rig.supervisor import Child, SessionFailed, wait_ready
+from rig.supervision.processes import Child, SessionFailed, wait_ready
 
 RATE_HZ = 30_000.0
 PPM, WANDER_PPM = 40.0, 5.0

@@ -3,15 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from rig.clock import HostClock
-from rig.config import ConfigError, load
+from rig.config.session import ConfigError, load
 from rig.display.virtual import NoScreen
-from rig.supervisor import SessionFailed
+from rig.replay.records import ReplayError
+from rig.supervision.processes import SessionFailed
+
+if TYPE_CHECKING:
+    from rig.replay.model_side import ModelSide
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine: figures, not tests.")
 console = Console()
@@ -24,7 +28,7 @@ def _bench(measure: Callable[[], dict[str, Any]], json_file: Path | None) -> Non
     """Print figures, and rows of figures as lines; write them to a file where asked."""
     try:
         figures = measure()
-    except (ConfigError, SessionFailed, NoScreen, OSError) as error:
+    except (ConfigError, SessionFailed, NoScreen, ReplayError, OSError) as error:
         errors.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     for name, value in figures.items():
@@ -112,6 +116,32 @@ def calcium_command(
     _bench(lambda: calcium(minutes, rois, sessions, HostClock()), json_file)
 
 
+@bench_app.command("fuzz")
+def fuzz_command(
+    json_file: JsonFile = None,
+    messages: Annotated[int, typer.Option("--messages", min=10, help="Hostile messages at each socket.")] = 100_000,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed makes other messages.")] = 0,
+    only: Annotated[str, typer.Option("--only", help="One socket, as printed.")] = "",
+) -> None:
+    """Fire hostile messages at every socket: what was refused, what crashed or grew. Exit code 1 if anything fell over.
+
+    For example: stimloop bench fuzz --messages 10000 --only recorder
+    """
+    from rig.bench.fuzz import SOCKETS, fuzz
+
+    if only and only not in SOCKETS:
+        raise typer.BadParameter(f"no socket {only!r}; there are: {', '.join(SOCKETS)}", param_hint="--only")
+    found: dict[str, Any] = {}
+
+    def measure() -> dict[str, Any]:
+        found.update(fuzz(messages, seed, only, HostClock()))
+        return found
+
+    _bench(measure, json_file)
+    if found["crashes"]:
+        raise typer.Exit(1)
+
+
 @bench_app.command("latency")
 def latency_command(
     json_file: JsonFile = None,
@@ -128,3 +158,60 @@ def latency_command(
         return latency(minutes, sessions, HostClock(), console, None if config is None else load(config)[1])
 
     _bench(measure, json_file)
+
+
+@bench_app.command("chaos")
+def chaos_command(
+    json_file: JsonFile = None,
+    kills: Annotated[int, typer.Option("--kills", min=1, help="Processes to kill or freeze, in all sessions.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is struck and when.")] = 1,
+    sessions: Sessions = Path("sessions"),
+) -> None:
+    """Kill and freeze the processes of simulated sessions; check that nothing is lost and nothing decided otherwise.
+
+    Example: stimloop bench chaos --kills 8 --seed 3. Exit code 1 if anything was violated; docs/chaos.md.
+    """
+    from rig.bench.chaos import chaos
+
+    found: list[str] = []
+
+    def measure() -> dict[str, Any]:
+        figures = chaos(kills, seed, sessions, HostClock(), console)
+        found.extend(figures["violations"])
+        return figures
+
+    _bench(measure, json_file)
+    if found:
+        raise typer.Exit(1)
+
+
+@bench_app.command("soak")
+def soak_command(
+    json_file: JsonFile = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="Length of the session.")] = 20.0,
+    sessions: Sessions = Path("sessions"),
+) -> None:
+    """Run one long evolution session with all parts and measure the memory and CPU time of each process.
+
+    Example: stimloop bench soak --minutes 20 --json soak.json
+    """
+    from rig.bench.soak import soak
+
+    _bench(lambda: soak(minutes, sessions, HostClock(), console), json_file)
+
+
+def add_replay_bench(app: typer.Typer, models: "Callable[[], ModelSide]") -> None:
+    """Add `replay`, which needs the models: `rig.cli` joins them."""
+
+    @app.command("replay")
+    def replay_command(
+        json_file: JsonFile = None,
+        minutes: Annotated[float, typer.Option("--minutes", help="Length of the session that is replayed.")] = 60.0,
+        session: Annotated[
+            Path | None, typer.Option("--session", help="Replay this session's folder instead of a made one.")
+        ] = None,
+    ) -> None:
+        """Replay an evolution session of an hour's length and measure how much faster than life that is."""
+        from rig.bench.replay import replay
+
+        _bench(lambda: replay(minutes, session, models(), HostClock()), json_file)

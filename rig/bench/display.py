@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rig.clock import Clock
 from rig.compare import onset_figures
-from rig.config import Config, parse
+from rig.config.session import Config, parse
 from rig.demo import simulated_session
 from rig.messages import (
     Presented,
@@ -20,7 +20,7 @@ from rig.progress import expected_s, planned
 _HERE = Path(__file__).parent.parent.parent / "configs"
 
 
-def _config(name: str, minutes: float, burn: bool) -> tuple[Config, str]:
+def lengthened_demo(name: str, minutes: float, burn: bool) -> tuple[Config, str]:
     """Return the demo's config, lengthened to `minutes`, with the model server kept busy or not."""
     raw: dict[str, Any] = yaml.safe_load((_HERE / "demo.yaml").read_text(encoding="utf-8"))
     raw["name"] = name
@@ -44,7 +44,7 @@ def display(minutes: float, sessions: Path, clock: Clock, console: Console) -> d
     """Run twice, with the model server computing all the time and idle; return late flips and lateness."""
     figures: dict[str, Any] = {}
     for key, burn in (("late_flips", True), ("late_flips_idle", False)):
-        config, text = _config("bench-display" + ("" if burn else "-idle"), minutes, burn)
+        config, text = lengthened_demo("bench-display" + ("" if burn else "-idle"), minutes, burn)
         _, compared = simulated_session(config, text, sessions, clock, console)
         figures[key] = sum(p.late_flips for p in compared.shown)
         if burn:
@@ -58,6 +58,6 @@ def display(minutes: float, sessions: Path, clock: Clock, console: Console) -> d
 
 def onset(minutes: float, sessions: Path, clock: Clock, console: Console) -> dict[str, Any]:
     """Run one session; return the errors of its onset times against the animal's truth."""
-    config, text = _config("bench-onset", minutes, False)
+    config, text = lengthened_demo("bench-onset", minutes, False)
     _, compared = simulated_session(config, text, sessions, clock, console)
     return dict(onset_figures(compared))

@@ -3,7 +3,7 @@
 Photodiode loop: flip command -> light on the patch -> edge at the source -> edge in the journal. Event-to-output loop:
 a TTL edge arrives -> its document is routed -> an output is requested -> the output device has done it. A peer of the
 session's recorder asks for an output at each photodiode edge and computes the figures from what it is routed; just
-before the session ends it files them there as a Marker of the source "bench latency", which `session.h5` holds too.
+before the session ends it files them there as a Marker of the source "bench-latency", which `session.h5` holds too.
 """
 
 import json
@@ -19,10 +19,10 @@ import psutil
 import yaml
 from rich.console import Console
 
-from rig.bus import Peer
 from rig.clock import Clock
-from rig.config import Config, parse
+from rig.config.session import Config, parse
 from rig.demo import any_screen
+from rig.links.peer import Peer
 from rig.messages import (
     EdgeBlock,
     Entry,
@@ -35,11 +35,12 @@ from rig.messages import (
     SpikeBlock,
     StopRequested,
 )
-from rig.runs import new_folder, simulated_animal
-from rig.supervisor import SessionFailed, Supervisor
+from rig.supervision.processes import SessionFailed
+from rig.supervision.runs import new_folder, simulated_animal
+from rig.supervision.supervisor import Supervisor
 
 _DEMO = Path(__file__).parent.parent.parent / "configs" / "demo.yaml"
-SOURCE = "bench latency"
+SOURCE = "bench-latency"
 OUTPUT = "latency"
 WANTS = frozenset(
     {"presented", "edge_block", "spike_block", "response", "output_done", "process_started", "stop_requested"}
@@ -151,16 +152,6 @@ def machine(config: Config, loops: Loops, simulated: bool) -> dict[str, str]:
     }
 
 
-class _Observed(Supervisor):
-    """A session whose recorder's address others may know."""
-
-    @property
-    def endpoint(self) -> str | None:
-        """Address of the recorder, None before it is ready."""
-        recorder = self._children.get("recorder")
-        return None if recorder is None or recorder.ready is None else str(recorder.ready["endpoint"])
-
-
 class _Probe:
     """The peer that asks for outputs, in a thread of its own so that nothing else delays it."""
 
@@ -248,7 +239,7 @@ def latency(
         console.print(f"session {folder}, screen {screen}", highlight=False, soft_wrap=True)
         if simulated:
             around.enter_context(simulated_animal(folder, clock))
-        supervisor = _Observed(folder, config, simulated, clock)
+        supervisor = Supervisor(folder, config, simulated, clock)
 
         def watch() -> None:
             nonlocal probe

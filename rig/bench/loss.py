@@ -22,14 +22,14 @@ from rich.console import Console
 from rig.animal.openephys_faults import SWITCHES
 from rig.bench.loss_account import Truth, account, read
 from rig.bench.loss_device import unit_names
-from rig.bus import Peer
 from rig.clock import Clock
-from rig.journal import read_all
+from rig.links.peer import Peer
 from rig.messages import (
     Presented,
     SpikeBlock,
 )
-from rig.supervisor import Child, SessionFailed, wait_ready
+from rig.recording.journal import read_all
+from rig.supervision.processes import Child, SessionFailed, wait_ready
 
 CHANNELS, FAULT_CHANNELS = 384, 32
 RATES = (2_000, 20_000)
@@ -100,7 +100,7 @@ class Bench:
         device = ["--channels", str(row.channels), "--spikes-per-s", str(row.spikes_per_s), "--port", str(port)]
         device += ["--truth", str(self.folder / "truth.npz"), "--switches", switch]
         self._child("device", "rig.bench.loss_device", *device)
-        self._child("recorder", "rig.recorder", "--folder", str(session), "--simulated")
+        self._child("recorder", "rig.recording.recorder", "--folder", str(session), "--simulated")
         wait_ready([*self.children.values()], self._clock)
         ready = self.children["recorder"].ready or {}
         endpoint = ("--folder", str(session), "--endpoint", str(ready["endpoint"]))

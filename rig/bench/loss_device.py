@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rig import child
 from rig.animal.openephys_server import OpenEphysServer
 from rig.animal.wire import Block, WireError
 from rig.clock import Clock, HostClock
+from rig.supervision import child
 
 RATE_HZ = 30_000.0
 FIRST_SAMPLE = 1_000_000

@@ -19,11 +19,11 @@ from rich.console import Console
 
 from rig.animal.truth_log import Truth, read
 from rig.clock import Clock
-from rig.config import Config, parse
+from rig.config.session import Config, parse
 from rig.demo import simulated_session
-from rig.journal import read_all
 from rig.messages import Presented, Response
 from rig.progress import expected_s, planned
+from rig.recording.journal import read_all
 
 _DEMO = Path(__file__).parent.parent.parent / "configs" / "demo.yaml"
 RESTARTS = ("restart_reset", "back_jump", "restart_keep")

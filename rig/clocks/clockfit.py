@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rig.clocks.barcodes import Barcode, BarcodeFormat, line_edges, read_barcodes, shared
-from rig.clocks.clocklines import KINDS, Kind, Line, Pair, best_line, own_line, with_levelled
+from rig.clocks.clocklines import KINDS, RATE_CHANGE_PER_S, Kind, Line, Pair, best_line, own_line, with_levelled
 from rig.clocks.clockmap import ClockMap, as_pair
 from rig.messages import ClockSample, Continuity, EdgeBlock, Entry, Presented, SessionStart
 
@@ -69,18 +69,20 @@ class TwoSidedMap:
             known = self._kinds[kind]
             if known and pair.host_ns <= known[-1].host_ns:
                 continue  # sent again
-            if known and pair.sample <= known[-1].sample and self._stretch(pair) == self._stretch(known[-1]):
+            between_steps = known and self.stretch(pair.host_ns) == self.stretch(known[-1].host_ns)
+            if between_steps and pair.sample <= known[-1].sample:
                 continue
             known.append(pair)
         self._hosts = {kind: [p.host_ns for p in known] for kind, known in self._kinds.items()}
         self._lines: dict[tuple[int, int], Line | None] = {}
 
-    def _stretch(self, pair: Pair) -> int:
-        return bisect_right(self._steps, pair.host_ns)
+    def stretch(self, host_ns: int) -> int:
+        """Return how many steps of a clock came before a moment."""
+        return bisect_right(self._steps, host_ns)
 
     def line(self, near_host_ns: int) -> Line | None:
         """Return the line around a moment of host time; None where there are too few pairs."""
-        key = bisect_right(self._steps, near_host_ns), near_host_ns // NODE_NS
+        key = self.stretch(near_host_ns), near_host_ns // NODE_NS
         if key not in self._lines:
             self._lines[key] = self._fit(*key)
         return self._lines[key]
@@ -109,6 +111,33 @@ class TwoSidedMap:
         at = min((p for known in near.values() for p in known), key=lambda p: abs(p.host_ns - middle), default=None)
         lines = [line for kind in KINDS if (line := own_line(kind, near[kind], self._nominal_hz)) is not None]
         return None if at is None else best_line(with_levelled(lines, near["exact"]), at.sample)
+
+
+def mean_rate(offline: TwoSidedMap, hosts_ns: Sequence[int]) -> tuple[float, float] | None:
+    """Return the mean rate over the longest stretch of `hosts_ns` without a step, samples/s, and its bound (99 %).
+
+    The bound is relative. Over a long stretch the rate is told by its two ends, over a short one by a line through it.
+    """
+    stretches: dict[int, list[int]] = {}
+    for host in sorted(hosts_ns):
+        stretches.setdefault(offline.stretch(host), []).append(host)
+    longest = max(stretches.values(), key=lambda hosts: hosts[-1] - hosts[0], default=[])
+    if not longest:
+        return None
+    first, last = longest[0], longest[-1]
+    middle = offline.line((first + last) // 2)
+    found = []
+    if middle is not None:
+        # A rate that changes within the stretch is not that of its middle.
+        changed = RATE_CHANGE_PER_S * max(last - first, 0) * 1e-9 / 2
+        found.append((1e9 / middle.slope, middle.slope_uncertainty() + changed))
+    before, after = offline.line(first), offline.line(last)
+    if before is not None and after is not None and before is not after:
+        x = before.x_at(first - before.host0), after.x_at(last - after.host0)
+        samples = after.sample0 + x[1] - before.sample0 - x[0]
+        doubt_ns = before.uncertainty_ns(x[0]) + after.uncertainty_ns(x[1])
+        found.append((samples * 1e9 / (last - first), doubt_ns / (last - first)))
+    return min(found, key=lambda one: one[1], default=None)
 
 
 @dataclass
@@ -165,6 +194,7 @@ def figures(run: Run) -> dict[str, Any]:
     lines = [line for _, host, _, _ in online.checks if (line := offline.line(host)) is not None]
     rates = np.array([1e9 / line.slope for line in lines])
     ppm = (rates / run.rate_hz - 1) * 1e6 if run.rate_hz and len(rates) else None
+    mean = mean_rate(offline, [host for _, host, _, _ in online.checks]) if ppm is not None else None
     apart, stated = [], []
     for sample, host, mapped, bound in online.checks:
         refitted = offline.to_host_ns(sample, host)
@@ -172,7 +202,8 @@ def figures(run: Run) -> dict[str, Any]:
         if refitted is not None:
             apart.append(abs(mapped - refitted[0]))
     row |= {
-        "drift_ppm": None if ppm is None else round(float(np.median(ppm)), 3),
+        "drift_ppm": None if mean is None else round((mean[0] / run.rate_hz - 1) * 1e6, 3),
+        "drift_known_to_ppm": None if mean is None else round(mean[1] * 1e6, 3),
         "drift_range_ppm": None if ppm is None else round(float(np.ptp(ppm)), 3),
         "residual_ms": _ms(max((line.residual_ns for line in lines), default=None)),
         "stated_ms_max": _ms(max(stated, default=None)),

@@ -69,6 +69,10 @@ class Line:
         """Return host time less host0, ns, at `x` samples after sample0."""
         return self.at + self.slope * x
 
+    def x_at(self, ns: float) -> float:
+        """Return samples after sample0 at `ns` after host0."""
+        return (ns - self.at) / self.slope
+
     def uncertainty_ns(self, x: float) -> float:
         """Return the bound on the error (99 %), ns, at `x` samples after sample0."""
         fit = NORMAL_99 * math.sqrt(self.variance * (1 + self.inverse_spread * (x - self.middle) ** 2))
@@ -82,7 +86,8 @@ class Line:
     def slope_uncertainty(self) -> float:
         """Return the bound (99 %) on the relative error of the slope."""
         span = max(self.last - self.first, 1e-9)
-        return (NORMAL_99 * math.sqrt(self.variance * self.inverse_spread) + self.unseen_ns / span) / self.slope
+        fit = NORMAL_99 * math.sqrt(self.variance * self.inverse_spread)
+        return (fit + self.unseen_ns / span + self.slope_doubt) / self.slope
 
 
 @dataclass(frozen=True)

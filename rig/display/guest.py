@@ -10,29 +10,46 @@ from pathlib import Path
 
 import zmq
 
-from rig.bus import Peer
-from rig.child import Stop, fail, say, shield
 from rig.clock import Clock, HostClock
-from rig.config import ConfigError, load
+from rig.config.session import ConfigError, load
 from rig.display.frames import FrameMaker
 from rig.display.guest_rig import GuestRig
 from rig.display.places import places
 from rig.display.programme import WANTS
+from rig.links.bus import said
+from rig.links.curve import Door
+from rig.links.keys import KeysError, server_keys
+from rig.links.peer import Peer
+from rig.messages import Fault
 from rig.provenance import process_started
+from rig.supervision.child import Stop, fail, say, shield
 from stimuli.bank import folder_bank, natural_bank
 
 NAME = "rig"
 WAIT_MS = 5
+MOST_WAITING = 100  # requests that wait to be answered; a guest has one
 FLUSH_S = 5.0
+LAST_FLUSH_S = 20.0  # long enough for a recorder that is being restarted
 
 
-def _serve(rig: GuestRig, socket: "zmq.Socket[bytes]", line: Peer, clock: Clock, stop: Stop) -> str:
+def _serve(
+    rig: GuestRig, socket: "zmq.Socket[bytes]", door: Door | None, line: Peer, clock: Clock, stop: Stop
+) -> str:
     """Answer until the session ends; return why it did."""
     end_ns: int | None = None
+    poller, refused = zmq.Poller(), 0
+    for each in (socket,) if door is None else door.sockets:
+        poller.register(each, zmq.POLLIN)
     while not stop:
         for entry in line.poll(0):
             rig.take(entry)
-        if socket.poll(WAIT_MS):
+        ready = dict(poller.poll(WAIT_MS))
+        for why in () if door is None else door.guard():
+            refused += 1
+            if said(refused):
+                detail = f"guest: {why}; {refused} so far"
+                line.send(Fault(what="connection refused", detail=detail, done="it was not let in"))
+        if socket in ready:
             frames = socket.recv_multipart()
             socket.send_multipart(rig.answer(frames, clock.now_ns()))
         rig.watch()
@@ -62,26 +79,33 @@ def main(arguments: list[str] | None = None) -> int:
     display = config.display
     frames = FrameMaker(where.angles, display.background, display.gamma, config.limits, banks)
     endpoint = f"tcp://{config.guest.bind}:{config.guest.port}"
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
+    try:
+        door = None if config.guest.keys is None else Door(zmq.REP, server_keys(config.guest.keys, "guest"))
+    except KeysError as error:
+        return fail(f"{NAME}: guest: {error}", "as the message says")
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP) if door is None else door.socket
     socket.setsockopt(zmq.LINGER, 200)
-    socket.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
+    socket.setsockopt(zmq.MAXMSGSIZE, 1 << 20)  # a little too large a request is answered with what is wrong
+    socket.setsockopt(zmq.RCVHWM, MOST_WAITING)
     line = Peer(NAME, options.endpoint, WANTS, clock)
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         line.close()
-        socket.close()
+        door.close() if door is not None else socket.close()
         return fail(f"{NAME}: {endpoint} cannot be opened for the guest: {error}", "choose another guest.port or bind")
     try:
         line.send(process_started(NAME, clock, {"rig": "guest", "endpoint": endpoint}))
         say(ready={"endpoint": endpoint})
         rig = GuestRig(config, where, frames, line, clock, stop)
-        rig.close(_serve(rig, socket, line, clock, stop))
-        if not line.flush(0.5 if stop.orphaned else FLUSH_S):
+        rig.close(_serve(rig, socket, door, line, clock, stop))
+        with stop.pulse.busy(LAST_FLUSH_S + 1):
+            flushed = line.flush(0.5 if stop.orphaned else LAST_FLUSH_S)
+        if not flushed:
             return fail(f"{NAME}: {line.unacked} documents were not journalled", "look for the recorder's own message")
         return 0
     finally:
-        socket.close()
+        door.close() if door is not None else socket.close()
         line.close()
 
 

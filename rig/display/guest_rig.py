@@ -12,7 +12,7 @@ import numpy as np
 
 from rig.clock import Clock
 from rig.clocks.clockmap import ClockMap
-from rig.config import Config
+from rig.config.session import Config
 from rig.display import programme
 from rig.display.frames import FrameMaker, Made
 from rig.display.guest_wire import PROTOCOL, BadRequest, Bye, Hello, Next, Over, Request, Shown, parse, reply
@@ -21,6 +21,7 @@ from rig.display.programme import Programme
 from rig.display.trial import Showing, TrialPlan
 from rig.display.trial_outputs import TrialOutputs
 from rig.messages import ClockSample, Entry, Fault, Presented, StopRequested, TrialIntent
+from rig.supervision.run_number import run_number
 from stimuli.limits import FlashLimit
 
 AGAIN_S = 0.05  # a guest that has nothing to show asks again after this long
@@ -32,7 +33,7 @@ FUTURE_NS = 50_000_000  # a flip cannot lie later than this after it was reporte
 
 
 class Ending(Protocol):
-    """What it needs of `rig.child.Stop`."""
+    """What it needs of `rig.supervision.child.Stop`."""
 
     go: bool
 
@@ -58,7 +59,8 @@ class GuestRig:
         self._config, self._where, self._frames, self._line = config, where, frames, line
         self._clock, self._stop = clock, stop
         self._silent_after_ns = int(config.guest.timeout_s * 1e9)
-        self._programme = Programme(config.presentation.images_per_trial, where, frames, line, clock)
+        rhythm = config.presentation
+        self._programme = Programme(rhythm, where, frames, line, clock)
         self._outputs = TrialOutputs(config, line, clock)
         area_sr = radians(config.stimulus.size_deg) ** 2
         self._flashes = FlashLimit(frames.grey.luminance, config.limits.max_flash_hz, area_sr)
@@ -125,8 +127,7 @@ class GuestRig:
         if self._guest is not None and self._guest.guest != hello.guest:
             self._leave("the guest was started again")
         if self._guest is None or self._guest.guest != hello.guest:
-            # In tenths of a second of the host clock, as the runs of every device.
-            self._run = max(self._run + 1, self._clock.now_ns() // 100_000_000)
+            self._run = run_number(self._clock, self._run)
             self._map = ClockMap(nominal_hz=1e9)
         self._guest = hello
 
@@ -190,6 +191,8 @@ class GuestRig:
         if self.ended is not None:
             self.told_end = True
             return {"stop": self.ended}, ()
+        if held := self._programme.held:
+            return {"wait_s": AGAIN_S, "paused": held}, ()
         ready = self._programme.caught_up and self._stop.go and self._map.ns_per_sample() is not None
         plan = (self._programme.planner.next_trial() or self._programme.fall_back()) if ready else None
         if plan is None:

@@ -13,7 +13,7 @@ from math import ceil, radians
 from typing import Protocol
 
 from rig.clock import Clock
-from rig.config import Config
+from rig.config.session import Config
 from rig.display import programme
 from rig.display.frames import FrameMaker, Made
 from rig.display.pacing import FrameGrid
@@ -30,7 +30,7 @@ IDLE_MARGIN_NS = 2_500_000  # a wait on the bus ends this long before a frame is
 
 
 class Line(programme.Line, Protocol):
-    """What the session needs of the bus; `rig.bus.Peer` is one."""
+    """What the session needs of the bus; `rig.links.peer.Peer` is one."""
 
     def poll(self, timeout_s: float = 0.0) -> list[Entry]:
         """Return new entries."""
@@ -94,7 +94,7 @@ class Session:
         self._frames = frames
         self._clock = clock
         self._stop = stop
-        self._programme = Programme(rhythm.images_per_trial, where, frames, line, clock)
+        self._programme = Programme(rhythm, where, frames, line, clock)
         self._pool = TexturePool(screen)
         self._grid = FrameGrid(refresh, clock.now_ns() + 10**9 // round(refresh), self._vsync)
         self._course = Course(stop)
@@ -146,10 +146,12 @@ class Session:
         elif self.state is State.PREPARING:
             self._prepare_one()
         elif self.state is State.READY and self._grid.frame >= self._onset_frame:
-            if self._announced:
+            if not self._announced:
+                if self._may_begin:
+                    self._announce_if_fixated()
+            elif self._outputs.gated or not self._course.device_away:  # one that fixates is not kept waiting
                 self._show()
                 return
-            self._announce_if_fixated()
         self._background_frame()
         if self.state is State.STOPPING:
             self._course.enter(Event.CLEARED)
@@ -173,9 +175,14 @@ class Session:
         if self._course.reason is None:
             self._course.reason = self._programme.ended
 
+    @property
+    def _may_begin(self) -> bool:
+        """Whether a trial may begin: every process is ready, and the session is not paused."""
+        return self._programme.caught_up and self._stop.go and not self._programme.held
+
     def _choose(self) -> None:
         """Plan the next trial; the fallback if its time has come and nothing is proposed."""
-        if not (self._programme.caught_up and self._stop.go):  # nothing is shown before every process is ready
+        if not self._may_begin:
             return
         plan = self._programme.planner.next_trial()
         if plan is None and self._grid.frame >= self._onset_frame:
@@ -200,7 +207,7 @@ class Session:
         self._onset_frame = max(self._onset_frame, self._grid.frame + 2)
         self._course.enter(Event.PREPARED)
         self._announced = False
-        if not self._outputs.gated:
+        if not self._outputs.gated and self._may_begin:
             self._announce(plan)
 
     def _within_flashes(self, made: Made) -> Made:
@@ -252,4 +259,20 @@ class Session:
             self._flashes.shown(presented.offset_flip_host_ns, self._flashes.background)
         self._onset.check()
         self._outputs.trial_over(self._plan, [presented for _, presented in self._trials.shown])
+        if self._to_do and self.state is State.WAITING:
+            self._put_back(self._plan)
+
+    def _put_back(self, plan: TrialPlan) -> None:
+        """Keep planned what a trial, cut because a device is away, has not shown."""
+        rest = [showing for showing in plan.images if showing.presentation in self._to_do]
+        self._line.send(
+            Fault(
+                what="trial cut short",
+                detail=f"trial {plan.trial}: the source of a device is away",
+                done="not shown: these images come first when it is back, under new numbers",
+                presentations=tuple(s.presentation for s in rest),
+            )
+        )
+        self._programme.planner.put_back(rest)
+        self._to_do.clear()
 

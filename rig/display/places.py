@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rig.config import Config
+from rig.config.session import Config
 from stimuli.geometry import Rect, image_rect, patch_rect, pixel_angles
 
 

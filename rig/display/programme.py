@@ -7,30 +7,37 @@ nothing.
 from typing import Protocol
 
 from rig.clock import Clock
+from rig.config.session import Presentation
 from rig.display.frames import FrameMaker, Made
 from rig.display.places import Places
 from rig.display.trial import BadProposal, Planner, Showing, TrialPlan, check_proposal
 from rig.messages import (
+    FALLBACK_OVER,
     Document,
     Entry,
     Fault,
+    Pause,
     PhaseEnded,
     Presented,
     ProcessStarted,
     Proposal,
+    Response,
     StimulusPrepared,
     TrialIntent,
 )
 
-# A rig's own TrialIntent and Presented tell a restarted one what is done; its ProcessStarted, that it has read it all.
-WANTS = frozenset({"proposal", "phase_ended", "trial_intent", "presented", "process_started"})
+# A rig's own TrialIntent and Presented tell a restarted one what is done; its ProcessStarted, that it has read it all;
+# a Response, whether its image is shown again; a Pause, that nothing more may be shown.
+WANTS = frozenset({"proposal", "phase_ended", "trial_intent", "presented", "response", "process_started", "pause"})
 PATIENCE_NS = 5_000_000_000  # where nothing is declared to fall back to, background for this long is a fault
 
 
 class Line(Protocol):
-    """What it needs of the bus; `rig.bus.Peer` is one."""
+    """What it needs of the bus; `rig.links.peer.Peer` is one."""
 
     process: str
+    full: str
+    """Why the recorder takes nothing at the moment, "" while it does."""
 
     def send(self, document: Document) -> None:
         """Send without blocking."""
@@ -42,8 +49,9 @@ class Programme:
 
     Parameters
     ----------
-    images_per_trial
-        Presentations in one trial.
+    rhythm
+        How long a trial is, how often an image without a usable response is shown again, for how long others stand in
+        for a proposal that is late.
     where, frames
         Where images lie, and what makes them.
     line
@@ -52,15 +60,27 @@ class Programme:
         Time.
     """
 
-    def __init__(self, images_per_trial: int, where: Places, frames: FrameMaker, line: Line, clock: Clock) -> None:
-        self.planner = Planner(images_per_trial)
+    def __init__(
+        self, rhythm: Presentation, where: Places, frames: FrameMaker, line: Line, clock: Clock
+    ) -> None:
+        self.planner = Planner(rhythm.images_per_trial, rhythm.repeats_of_unusable)
+        self._most_fallback_ns = int(rhythm.most_fallback_s * 1e9)
         self.caught_up = False  # whether everything that this session's log holds so far has been read
         self.ended: str | None = None  # why nothing more will be proposed
+        self._paused = ""  # why nothing more may be shown, by the log
         self._where, self._frames, self._line, self._clock = where, frames, line, clock
         self._late_since_ns: int | None = None
         self._late_said = False
+        self._fallback_since_ns: int | None = None  # since when only fallbacks are shown
+        self._fallback_images = 0
+        self._fallback_over = False  # whether it was said that they are shown no more
         self._prepared: set[tuple[int, str, str]] = set()
         self._sent_frames: set[str] = set()
+
+    @property
+    def held(self) -> str:
+        """Why no trial may begin at the moment, "" if one may: the session is paused, or nothing could be logged."""
+        return self._paused or self._line.full
 
     def take(self, entry: Entry) -> bool:
         """Take an entry of the log; return whether it was meant for the programme."""
@@ -69,7 +89,12 @@ class Programme:
             self._take_proposal(document)
         elif isinstance(document, PhaseEnded):
             if document.last and self.ended is None:
-                self.ended = f"phase {document.phase} ended: {document.reason}"
+                self.ended = f"phase {document.phase + 1} ended: {document.reason}"
+        elif isinstance(document, Pause):
+            self._paused = document.reason if document.paused else ""
+            self._fallback_since_ns = None  # nothing is shown in a pause
+        elif isinstance(document, Response):
+            self.planner.answered(document)
         elif entry.envelope.process == self._line.process:
             if isinstance(document, ProcessStarted):
                 self._catch_up()
@@ -89,6 +114,7 @@ class Programme:
             return
         if self.planner.add(proposal):
             self._late_since_ns, self._late_said = None, False
+            self._fallback_since_ns, self._fallback_images, self._fallback_over = None, 0, False
 
     def _catch_up(self) -> None:
         self.caught_up = True
@@ -105,7 +131,10 @@ class Programme:
             return None
         if self._late_since_ns is None:
             self._late_since_ns = self._clock.now_ns()
+        if self._enough(latest.proposal):
+            return None
         plan = self.planner.fallback_trial()
+        self._fallback_images += 0 if plan is None else len(plan.images)
         patient = plan is None and self._clock.now_ns() - self._late_since_ns < PATIENCE_NS
         if not (patient or self._late_said):
             self._late_said = True
@@ -119,6 +148,27 @@ class Programme:
                 )
             )
         return plan
+
+    def _enough(self, latest: int) -> bool:
+        """Whether fallbacks were shown for as long as they may be; say so, once."""
+        now = self._clock.now_ns()
+        if self._fallback_since_ns is None:
+            self._fallback_since_ns = now
+        if now - self._fallback_since_ns < self._most_fallback_ns:
+            return self._fallback_over
+        if self._fallback_images and not self._fallback_over:
+            self._fallback_over = True
+            seconds = (now - self._fallback_since_ns) * 1e-9
+            self._line.send(
+                Fault(
+                    what=FALLBACK_OVER,
+                    detail=f"no proposal after number {latest} for {seconds:.0f} s, in which {self._fallback_images} "
+                    "fallback images were shown; look at the model server",
+                    done="background is shown until a proposal comes",
+                    since_host_ns=self._late_since_ns,
+                )
+            )
+        return self._fallback_over
 
     def make(self, showing: Showing) -> Made:
         """Return the frame of a planned presentation; where a limit refuses it, the background and why."""

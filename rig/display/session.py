@@ -1,7 +1,7 @@
 """The rig process: opens the window, gets its priority, and runs the loop of `rig.display.loop`.
 
-Started by the supervisor (`rig.child` says how they talk), `python -m rig.display.session`. Never imports torch or
-HDF5.
+Started by the supervisor (`rig.supervision.child` says how they talk), `python -m rig.display.session`. Never imports
+torch or HDF5.
 """
 
 import argparse
@@ -10,23 +10,23 @@ import sys
 from pathlib import Path
 
 from rig import priority
-from rig.bus import Peer
-from rig.child import Stop, fail, say, shield
 from rig.clock import HostClock
-from rig.config import ConfigError, load
+from rig.config.session import ConfigError, load
 from rig.display.frames import FrameMaker
 from rig.display.loop import Session
 from rig.display.places import places
 from rig.display.programme import WANTS
 from rig.display.trial_outputs import GAZE_WANTS
 from rig.display.window import DisplayError, Window, WindowLost, load_graphics
+from rig.links.peer import Peer
 from rig.outputs.lines import OutputError
 from rig.outputs.onset import OnsetLines
 from rig.provenance import process_started
+from rig.supervision.child import Stop, fail, say, shield
 from stimuli.bank import folder_bank, natural_bank
 
 NAME = "rig"
-FLUSH_S = 5.0
+FLUSH_S = 20.0  # long enough for a recorder that is being restarted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,11 +75,16 @@ def _run(session: Session, line: Peer, stop: Stop) -> int:
     try:
         session.run()
     except WindowLost as error:
-        line.flush(FLUSH_S)
-        return fail(
+        # Said first: should the flush be cut short, the supervisor knows that another start would not help.
+        code = fail(
             f"{NAME}: {error}", "see that nobody closes the window and that the screen stays on, then start again"
         )
-    if not line.flush(0.5 if stop.orphaned else FLUSH_S):
+        with stop.pulse.busy(FLUSH_S + 1):
+            line.flush(FLUSH_S)
+        return code
+    with stop.pulse.busy(FLUSH_S + 1):
+        flushed = line.flush(0.5 if stop.orphaned else FLUSH_S)
+    if not flushed:
         return fail(f"{NAME}: {line.unacked} documents were not journalled", "look for the recorder's own message")
     return 0
 

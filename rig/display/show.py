@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.clock import Clock
-from rig.config import Config
+from rig.config.session import Config
 from rig.display.frames import Made
 from rig.display.pacing import FrameGrid
 from rig.display.places import Places
@@ -65,7 +65,7 @@ class OnsetLine(Protocol):
 
 
 class Ending(Protocol):
-    """What the session needs of `rig.child.Stop`."""
+    """What the session needs of `rig.supervision.child.Stop`."""
 
     go: bool
 
@@ -105,6 +105,11 @@ class Course:
     def enter(self, event: Event) -> None:
         """Step to the state that follows; raises IllegalEvent."""
         self.state = after(self.state, event)
+
+    @property
+    def device_away(self) -> bool:
+        """Whether the supervisor wants no further image for now: the source of a device is being started again."""
+        return not self._stop.go
 
     def look_for_stop(self) -> None:
         """Notice that the supervisor wants the end, or is gone."""
@@ -147,7 +152,10 @@ class TrialShow:
         self.shown: list[tuple[Ready, Presented]] = []  # of the trial that was shown last
 
     def show(self, plan: TrialPlan, images: Sequence[Ready]) -> None:
-        """Show the prepared images; ends early, in state STOPPING, when the session is to end. Raises WindowLost."""
+        """Show the prepared images; ends early, after an image, when a device is away or (STOPPING) the session ends.
+
+        Raises WindowLost.
+        """
         self.shown = []
         onset: Flip | None = None
         last = len(images) - 1
@@ -162,6 +170,8 @@ class TrialShow:
                 if self._course.reason is not None:
                     self._course.enter(Event.STOP)
                     return
+                if self.off_frames == 0 or self._course.device_away:  # without a period off, it was when this one went
+                    break
         self._course.enter(Event.TRIAL_OVER)
 
     def _show_image(self, trial: int, image: Ready, onset: Flip | None, follower: Ready | None) -> Flip | None:
@@ -178,6 +188,8 @@ class TrialShow:
                     self._onset.rise()
             if self._course.reason is not None:
                 self._course.enter(Event.STOP)
+                follower = None
+            elif self._course.device_away:
                 follower = None
             flips.append(self._flip(None if follower is None else follower.texture))
         except WindowLost:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rig.clock import Clock
-from rig.config import Config
-from rig.config_outputs import LslMarkerOutput, OpenEphysMessages, PrintOutput
+from rig.config.outputs import LslMarkerOutput, OpenEphysMessages, PrintOutput
+from rig.config.session import Config
 from rig.display.show import Sender
 from rig.display.trial import TrialPlan
 from rig.messages import Document, Fault, OutputRequest, Presented

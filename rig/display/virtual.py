@@ -15,14 +15,18 @@ class NoScreen(RuntimeError):
 
 
 @contextmanager
-def virtual_screen(size_px: tuple[int, int]) -> Iterator[str]:
-    """Start an Xvfb of `size_px`, set DISPLAY to it, and end it by its pid. Raises NoScreen."""
+def virtual_screen(size_px: tuple[int, int], until_unused: bool = False) -> Iterator[str]:
+    """Start an Xvfb of `size_px`, set DISPLAY to it, and end it by its pid. Raises NoScreen.
+
+    `until_unused`: it also ends by itself when its last client has gone, so that none is left behind by a kill.
+    """
     program = shutil.which("Xvfb")
     if program is None:
         raise NoScreen(f"no virtual screen: Xvfb is not installed; {CURE}")
     read_end, write_end = os.pipe()
     server = subprocess.Popen(
-        [program, "-displayfd", str(write_end), "-screen", "0", f"{size_px[0]}x{size_px[1]}x24", "-nolisten", "tcp"],
+        [program, "-displayfd", str(write_end), "-screen", "0", f"{size_px[0]}x{size_px[1]}x24", "-nolisten", "tcp"]
+        + ["-terminate"] * until_unused,
         pass_fds=(write_end,),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

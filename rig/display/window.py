@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.clock import Clock
-from rig.config import Display
+from rig.config.session import Display
 from rig.display.pacing import FrameGrid
 from stimuli.geometry import Rect
 

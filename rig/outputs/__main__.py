@@ -9,16 +9,18 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from rig import child, priority
-from rig.bus import Peer
+from rig import priority
 from rig.clock import HostClock
-from rig.config import Config, ConfigError, load
-from rig.config_outputs import onset_line
+from rig.config.outputs import ParallelOutput, SerialOutput, onset_line
+from rig.config.session import Config, ConfigError, load
+from rig.links.peer import Peer
 from rig.outputs.company import Company
 from rig.outputs.devices import Device, Marks, Valve, open_device
 from rig.outputs.lines import OutputError
 from rig.outputs.service import WANTS, Outputs
+from rig.outputs.sync import BarcodeSender
 from rig.provenance import process_started
+from rig.supervision import child
 
 NAME = "outputs"
 BUSY_WAIT_S = 0.004  # between two looks while a pulse is on
@@ -38,21 +40,27 @@ def main() -> int:
     except ConfigError as error:
         return child.fail(f"{NAME}: {error}", "mend config.yaml as the message says")
     with ExitStack() as opened:
+        granted = priority.ask(config.processes.realtime)  # before any thread starts: they inherit it
         devices: dict[str, Device] = {}
+        sync: BarcodeSender | None = None
         try:
             for output in config.outputs:
-                if not onset_line(output):
-                    devices[output.name] = open_device(output, options.folder.name, clock)
+                if config.sync is not None and output.name == config.sync.output:
+                    assert isinstance(output, SerialOutput | ParallelOutput)  # noqa: S101 - the config allows no other
+                    sync = BarcodeSender(config.sync, output, clock)
+                    opened.callback(sync.close)
+                elif not onset_line(output):
+                    realtime = config.processes.realtime
+                    devices[output.name] = open_device(output, options.folder.name, clock, realtime)
                     opened.callback(devices[output.name].close)
         except OutputError as error:
             return child.fail(f"{NAME}: {error}", error.cure)
         peer = Peer(NAME, options.endpoint, WANTS, clock)
         opened.callback(peer.close)
-        granted = priority.ask(config.processes.realtime)
         notes = {"priority": granted, **{o.name: o.type for o in config.outputs}}
         peer.send(process_started(NAME, clock, notes))
         child.say(ready=notes)
-        _serve(_outputs(config, devices, peer, clock), peer, stop)
+        _serve(_outputs(config, devices, peer, clock), peer, stop, sync)
         peer.flush(0.5 if stop.orphaned else FLUSH_S)
     return 0
 
@@ -67,12 +75,14 @@ def _outputs(config: Config, devices: dict[str, Device], peer: Peer, clock: Host
     return Outputs(devices, valve, config.reward, marks, peer, Company(), clock)
 
 
-def _serve(outputs: Outputs, peer: Peer, stop: child.Stop) -> None:
+def _serve(outputs: Outputs, peer: Peer, stop: child.Stop, sync: BarcodeSender | None) -> None:
     """Do what the log asks for until the stop; what is on then ends first."""
     while not stop or outputs.busy:
         for entry in peer.poll(BUSY_WAIT_S if outputs.busy else IDLE_WAIT_S):
             outputs.take(entry)
         outputs.step(bool(stop), stop.orphaned)
+        for document in sync.documents() if sync is not None else ():
+            peer.send(document)
     outputs.close()
 
 

@@ -6,7 +6,7 @@ process that died in mid-pulse) the whole pulse counts: the limits must hold for
 
 from collections import deque
 
-from rig.config_outputs import Reward
+from rig.config.outputs import Reward
 
 MINUTE_NS = 60_000_000_000
 
@@ -52,6 +52,16 @@ class Allowance:
         """Count an open time that began at `start_host_ns`."""
         self._given.append((start_host_ns, open_s))
         self._session_ul += self.volume_ul(open_s)
+
+    def new_boot(self, start_host_ns: int) -> None:
+        """Begin on the host clock of another boot, whose times cannot be compared with those before it.
+
+        What was given in the last minute that there was counts as given now: how long the computer was off is not known
+        for certain, and the limit must hold for the animal.
+        """
+        if self._given:
+            last_ns = self._given[-1][0]
+            self._given = deque((start_host_ns, s) for t, s in self._given if last_ns - t < MINUTE_NS)
 
     def logged(self, volume_ul: float, start_host_ns: int | None) -> None:
         """Count a reward of an earlier start of this process, by what the log says of it."""

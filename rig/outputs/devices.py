@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from rig.clock import Clock
-from rig.config_outputs import AnyOutput
+from rig.config.outputs import AnyOutput
 from rig.messages import OutputRequest
 
 TimedBy = Literal["device", "watchdog", "none"]
@@ -112,8 +112,11 @@ class PrintDevice:
         """Nothing is open."""
 
 
-def open_device(output: AnyOutput, session: str, clock: Clock) -> Device:
-    """Open the device of an output; each is imported only where it is used. Raises OutputError."""
+def open_device(output: AnyOutput, session: str, clock: Clock, realtime: bool = True) -> Device:
+    """Open the device of an output; each is imported only where it is used. Raises OutputError.
+
+    `realtime`: the watchdogs of a line may ask for real-time priority.
+    """
     match output.type:
         case "print":
             return PrintDevice(output.name, clock)
@@ -124,11 +127,11 @@ def open_device(output: AnyOutput, session: str, clock: Clock) -> Device:
         case "serial":
             from rig.outputs.guarded import GuardedValve
 
-            return GuardedValve(output.port, True, 0, clock)
+            return GuardedValve(output.port, True, 0, clock, realtime)
         case "parallel":
             from rig.outputs.guarded import GuardedValve
 
-            return GuardedValve(output.port, False, output.line, clock)
+            return GuardedValve(output.port, False, output.line, clock, realtime)
         case "lsl_markers":
             from rig.outputs.markers import MarkerOutlet
 

@@ -24,8 +24,8 @@ class GuardedValve:
 
     takes = REWARDS
 
-    def __init__(self, port: str, rts: bool, line: int, clock: Clock) -> None:
-        self._place = (port, rts, line, clock)
+    def __init__(self, port: str, rts: bool, line: int, clock: Clock, realtime: bool = True) -> None:
+        self._place = (port, rts, line, clock, realtime)
         self._clock = clock
         self.pair: Pair | None = Pair(*self._place)
         self._number = 0

@@ -6,8 +6,8 @@ they fall with it.
 """
 
 from rig.clock import Clock
-from rig.config import Config
-from rig.config_outputs import SerialOutput, onset_line
+from rig.config.outputs import SerialOutput, onset_line
+from rig.config.session import Config
 from rig.display.show import Sender
 from rig.messages import Fault
 from rig.outputs import records as r
@@ -32,7 +32,7 @@ class OnsetLines:
             if onset_line(output):
                 rts, line = (True, 0) if isinstance(output, SerialOutput) else (False, output.line)
                 try:
-                    self._pairs[output.name] = Pair(output.port, rts, line, clock)
+                    self._pairs[output.name] = Pair(output.port, rts, line, clock, config.processes.realtime)
                 except OutputError:
                     self.close()
                     raise

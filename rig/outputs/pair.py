@@ -29,11 +29,13 @@ class Pair:
         Its RTS line; else data line `line` of a parallel port (or bit `line` of a register file).
     clock
         Time.
+    realtime
+        Whether the two ask for real-time priority (processes.realtime).
 
     Raises OutputError where the port cannot be used or the two do not start.
     """
 
-    def __init__(self, port: str, rts: bool, line: int, clock: Clock) -> None:
+    def __init__(self, port: str, rts: bool, line: int, clock: Clock, realtime: bool = True) -> None:
         self._port = port
         self._clock = clock
         self._fd, kind = open_line(port, rts)
@@ -41,6 +43,7 @@ class Pair:
         ends = socket.socketpair()
         with ends[0], ends[1]:
             common = ["--fd", str(self._fd), "--kind", kind, "--line", str(line)]
+            common += [] if realtime else ["--ordinary"]
             self.processes = [
                 subprocess.Popen(
                     [sys.executable, "-m", f"rig.outputs.{role}", *common, "--partner", str(end.fileno())],

@@ -5,7 +5,6 @@ free of everything else: the two watchers must be small, start fast and hold no 
 """
 
 import os
-import sys
 from collections.abc import Callable
 from struct import Struct
 from typing import NamedTuple
@@ -83,14 +82,3 @@ class Mailbox:
             os.write(self.fd, RECORD.pack(kind, number, value))
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return
-
-
-def ask_real_time(priority: int) -> str:
-    """Ask for real-time scheduling of this process; return what came of it, in words for the log."""
-    if not sys.platform.startswith("linux"):
-        return "not asked for: only done on Linux"
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-    except OSError as error:
-        return f"refused ({error.strerror})"
-    return f"SCHED_FIFO {priority}"

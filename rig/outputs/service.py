@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from rig.clock import Clock
-from rig.config_outputs import Reward
+from rig.config.outputs import Reward
 from rig.messages import Document, Entry, Fault, OutputDone, OutputRequest, ProcessStarted, StopRequested
 from rig.outputs.allowance import Allowance
 from rig.outputs.devices import Device, Job, Marks, Outcome, Valve
@@ -22,7 +22,7 @@ TOO_LATE_NS = 1_000_000_000  # a reward that comes later than this rewards somet
 
 
 class Line(Protocol):
-    """What is needed of the bus; `rig.bus.Peer` is one."""
+    """What is needed of the bus; `rig.links.peer.Peer` is one."""
 
     process: str
 
@@ -93,6 +93,7 @@ class Outputs:
         self._rewards: deque[tuple[Job, int]] = deque()  # and when the recorder had the request
         self._open = False  # a reward is being given
         self._rig_pid: int | None = None
+        self._boot: str | None = None
         self._look_ns = 0
 
     @property
@@ -106,6 +107,10 @@ class Outputs:
         if isinstance(document, ProcessStarted):
             if document.name == "rig":
                 self._rig_pid = document.pid
+            elif document.name == "recorder":
+                if self._boot not in (None, document.boot_id) and self._allowance is not None:
+                    self._allowance.new_boot(document.start_host_ns)
+                self._boot = document.boot_id
             if own:
                 self._catch_up()
         elif isinstance(document, StopRequested):

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from rig.child import shield
+from rig import priority
 from rig.clock import Clock, HostClock
 from rig.outputs import records as r
 from rig.outputs.lines import HeldLine, held_line
+from rig.supervision.child import shield
 
 LAST_WAIT_S = 0.05
 
@@ -52,13 +53,14 @@ def serve(make: Callable[[HeldLine, r.Tell, r.Tell, Clock], Role]) -> int:
     parser.add_argument("--kind", choices=["rts", "parport", "register"], required=True)
     parser.add_argument("--line", type=int, required=True)
     parser.add_argument("--partner", type=int, required=True, help="this end of the socket to the other watcher")
+    parser.add_argument("--ordinary", action="store_true", help="ask for no real-time priority")
     options = parser.parse_args()
     shield()
     clock = HostClock(spin_ns=0)
     line = held_line(options.fd, options.kind, options.line)
     owner, owner_out, partner = r.Mailbox(0), r.Mailbox(1), r.Mailbox(options.partner)
     role = make(line, owner_out.tell, partner.tell, clock)
-    r.ask_real_time(r.WATCHER_PRIORITY)
+    priority.fifo(r.WATCHER_PRIORITY, not options.ordinary)
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -10,8 +10,8 @@ from math import ceil, exp, log
 
 import numpy as np
 
-from rig.config import Config
-from rig.config_sources import Calcium, LslCalciumSource, LslCountSource, TracesWireSource
+from rig.config.session import Config
+from rig.config.sources import Calcium, LslCalciumSource, LslCountSource, TracesWireSource
 from rig.messages import Continuity, TraceBlock, UnitList
 from rig.preflight.result import Result, Status
 from rig.preflight.sources import Heard

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rig.config import Config
-from rig.config_outputs import Fixation
+from rig.config.outputs import Fixation
+from rig.config.session import Config
 from rig.messages import BehaviourBlock
 from rig.preflight.result import Result
 from rig.preflight.sources import Heard

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rig.config import Config
+from rig.config.session import Config
 from rig.display.frames import FrameMaker
 from rig.display.places import places
 from rig.messages import Proposal

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rig.clock import Clock
-from rig.config import Config
-from rig.config_outputs import AnyOutput, OpenEphysMessages, ParallelOutput, Reward, SerialOutput
+from rig.config.outputs import AnyOutput, OpenEphysMessages, ParallelOutput, Reward, SerialOutput
+from rig.config.session import Config
+from rig.config.subject import Subject, lacking
 from rig.preflight.result import Result
 from rig.progress import planned
 
@@ -39,6 +40,15 @@ def banks(config: Config) -> Result:
         except (OSError, ValueError) as error:
             return Result("image banks", "fail", f"{name}: {error}", "correct the folder under banks: in the config")
     return Result("image banks", "ok", f"{len(config.banks)} own, and the shipped photographs")
+
+
+def metadata(config: Config) -> Result:
+    """See whether an export of the session would have what an archive asks for; recording needs none of it."""
+    missing = lacking(config.model_dump(mode="json"), simulated=config.subject.id == Subject().id)
+    if not missing:
+        return Result("metadata", "ok", "exports will have what DANDI asks for")
+    said = f"exports will lack: {', '.join(missing)}"
+    return Result("metadata", "warn", said, "add them to the config (docs/export.md); recording needs none of it")
 
 
 def disk(config: Config, clock: Clock) -> Iterator[Result]:

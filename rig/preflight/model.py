@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from rig.config import Config
+from rig.config.session import Config
 from rig.preflight.result import Result
-from rig.supervisor import ONE_THREAD
+from rig.supervision.processes import ONE_THREAD
 
 LONGEST_S = 60.0
 STEP_WARN_S = 0.1  # a work step may keep the model server from the log for so long

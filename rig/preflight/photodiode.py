@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rig.config import Config
+from rig.config.session import Config
 from rig.messages import (
     EdgeBlock,
 )

@@ -5,7 +5,7 @@ from collections.abc import Generator
 import numpy as np
 
 from rig.clock import Clock
-from rig.config import Config
+from rig.config.session import Config
 from rig.display.places import places
 from rig.display.window import DisplayError, Window, WindowLost
 from rig.preflight.result import Result

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from rig.bus import Hello, Hub, Submitted
 from rig.clock import Clock
 from rig.clocks.clockmap import RATE_TOLERANCE, ClockMap
-from rig.config import Config
-from rig.config_sources import AnySource, LslBehaviourSource, LslMarkerSource, NeuralSource
+from rig.config.session import Config
+from rig.config.sources import AnySource, LslBehaviourSource, LslMarkerSource, NeuralSource
 from rig.encoding import BadDocument, decode
+from rig.links.bus import Hello, Hub, Submitted
 from rig.messages import (
     BehaviourBlock,
     ClockSample,
@@ -32,7 +32,7 @@ from rig.messages import (
     UnitList,
 )
 from rig.preflight.result import Result
-from rig.supervisor import Child
+from rig.supervision.processes import Child
 
 LISTEN_S = 5.0  # of data, for the losses
 FIRST_DATA_S = 12.0  # until then data must have begun

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from rig.clocks.clockfit import Run, figures
 from rig.messages import RATE_UNITS, ClockSample
 from rig.view.columns import FORMAT, FORMAT_VERSION, NO_TIME
+from rig.view.fold import ORIGINS
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -43,6 +44,9 @@ class FaultRow:
     detail: str
     done: str
     receipt_host_ns: int
+    since_host_ns: int
+    presentations: tuple[int, ...]
+    seq: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class Drift:
     """How one device's clock ran against the host clock in one acquisition run."""
 
     source: str
-    ppm: float  # median; positive: the device counts faster than its nominal rate
+    run: int
+    ppm: float  # over the run; positive: the device counts faster than its nominal rate
+    known_to_ppm: float  # bound on its error, 99 %
     range_ppm: float  # largest less smallest drift within the run
     methods: dict[str, int]  # pairs of each kind (docs/clocks.md)
     method: str  # of the pairs that are drawn
@@ -84,14 +90,30 @@ class Session:
         self.start_host_ns, self.start_utc_ns = int(file.attrs["start_host_ns"]), int(file.attrs["start_utc_ns"])
         self.simulated = bool(file.attrs["simulated"])
         self.closed_in_order, self.stop_reason = bool(file.attrs["closed_in_order"]), str(file.attrs["stop_reason"])
+        self.origins: dict[str, dict[str, Any]] = {
+            name: json.loads(said) for name in ORIGINS if (said := str(file.attrs[name]))
+        }
         self._read_presentations()
         self._read_responses()
         self._read_stimuli()
         texts = {c: self._texts(f"faults/{c}") for c in ("sender", "what", "detail", "done")}
-        when = file["faults/receipt_host_ns"][:]
+        when, since = file["faults/receipt_host_ns"][:], file["faults/since_host_ns"][:]
+        seq = file["faults/seq"][:]
+        touched = [tuple(json.loads(p)) for p in self._texts("faults/presentations")]
         self.faults = [
-            FaultRow(**{c: str(t[k]) for c, t in texts.items()}, receipt_host_ns=int(when[k])) for k in range(len(when))
-        ]
+            FaultRow(**{c: str(t[k]) for c, t in texts.items()}, receipt_host_ns=int(when[k]),
+                     since_host_ns=int(since[k]), presentations=touched[k], seq=int(seq[k]))
+            for k in range(len(when))
+        ]  # fmt: skip
+
+    def column(self, path: str) -> I64:
+        """Return a column of numbers of a table."""
+        values: I64 = self._file[path][:]
+        return values
+
+    def texts(self, path: str) -> list[str]:
+        """Return a column of texts of a table."""
+        return [str(text) for text in self._texts(path)]
 
     def _texts(self, path: str) -> Texts:
         return np.array(self._file[path].asstr()[:], dtype=np.str_)
@@ -101,6 +123,8 @@ class Session:
         self.presentation: I64 = table["presentation"][:]
         self.phase: I64 = table["phase"][:]
         self.generation: I64 = table["generation"][:]
+        self.proposal: I64 = table["proposal"][:]
+        self.slot: I64 = table["slot"][:]
         self.role = self._texts("presentations/role")
         self.stimulus_id = self._texts("presentations/stimulus_id")
         self.frame: I64 = table["frame"][:]
@@ -275,22 +299,37 @@ class Session:
         return frozenset(np.unique(self._texts("clocks/method")[scored]).tolist())
 
     @cached_property
-    def drifts(self) -> list[Drift]:
-        """The drift of each device and run with enough pairs, as `stimloop clocks` gives it."""
+    def _drifts(self) -> tuple[list[Drift], list[str]]:
         table = self._file["clocks"]
         columns = {c: table[c][:] for c in ("device_sample", "pair_host_ns", "round_trip_ns", "uncertainty_ns", "run")}
         source, methods = table["source"][:], self._texts("clocks/method")
-        out = []
+        out, left_out = [], []
         for number, name in enumerate(self._texts("sources/name").tolist()):
             rate = self.sample_rate_hz(name)
             for r in np.unique(columns["run"][source == number]).tolist():
                 here = np.flatnonzero((source == number) & (columns["run"] == r))
                 host = columns["pair_host_ns"][here]
-                if len(np.unique(host)) >= LEAST_PAIRS and np.ptp(host) >= LEAST_SPAN_NS and rate > 0:
-                    rows = zip(*(columns[c][here].tolist() for c in columns), methods[here].tolist(), strict=True)
-                    drift = _drift(Run(name, r, rate, [_pair(name, *row) for row in rows]))
-                    out += [] if drift is None else [drift]
-        return out
+                of = f"{name}, run {r}: {len(here):,} clock {'pair' if len(here) == 1 else 'pairs'}"
+                if len(np.unique(host)) < LEAST_PAIRS or np.ptp(host) < LEAST_SPAN_NS or rate <= 0:
+                    left_out.append(f"{of} over {np.ptp(host) / 1e9:.0f} s, too few or too short a time")
+                    continue
+                rows = zip(*(columns[c][here].tolist() for c in columns), methods[here].tolist(), strict=True)
+                drift = _drift(Run(name, r, rate, [_pair(name, *row) for row in rows]))
+                if drift is None:
+                    left_out.append(f"{of}, which tell no rate")
+                else:
+                    out.append(drift)
+        return out, left_out
+
+    @property
+    def drifts(self) -> list[Drift]:
+        """The drift of each device and run with enough pairs, as `stimloop clocks` gives it."""
+        return self._drifts[0]
+
+    @property
+    def runs_without_drift(self) -> list[str]:
+        """The other runs, and why no drift is stated for them."""
+        return self._drifts[1]
 
 
 def _pair(
@@ -319,8 +358,8 @@ def _drift(run: Run) -> Drift | None:
     stretches = np.array_split(np.arange(len(drawn)), min(100, max(2, len(drawn) // 5)))
     best = np.array([s[np.argmin(doubt[s])] for s in stretches])
     offset_ms = (offset_ns[best] - offset_ns[best[0]]) / 1e6
-    minutes, ppm, range_ppm = elapsed_ns[best] / 60e9, row["drift_ppm"], row["drift_range_ppm"]
-    return Drift(run.source, ppm, range_ppm, methods, method, minutes, offset_ms)
+    told = (row["drift_ppm"], row["drift_known_to_ppm"], row["drift_range_ppm"])
+    return Drift(run.source, run.run, *told, methods, method, elapsed_ns[best] / 60e9, offset_ms)
 
 
 @contextmanager

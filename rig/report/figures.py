@@ -7,6 +7,7 @@ own marker or dash. Figures are made without pyplot, so none is left open.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,8 @@ def _with_unit(session: Session, rate: float) -> str:
     return f"{rate:.0f} {session.rate_unit}" if session.rate_unit == "spikes/s" else f"{rate:.2f} {session.rate_unit}"
 
 
-def evolution(session: Session, phase: int) -> Figure | None:
-    """Draw rate against generation: candidates, re-shows of the best, references, blanks."""
+def evolution(session: Session, phase: int, restarts: Sequence[float] = ()) -> Figure | None:
+    """Draw rate against generation (from 1): candidates, re-shows of the best, references, blanks; and `restarts`."""
     unit = session.unit_of(phase)
     if not len(session.rates(unit, phase=phase)):
         return None
@@ -93,6 +94,8 @@ def evolution(session: Session, phase: int) -> Figure | None:
     if len(blank):
         axes.axhline(float(np.mean(blank)), color=GREY, linestyle=":", label=f"blank screen, mean of {len(blank)}")
     axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+    for k, at in enumerate(restarts):
+        axes.axvline(at, color=PINK, linestyle="-.", linewidth=1.2, label="restart or resume" if not k else None)
     axes.set_xlabel("generation")
     axes.set_ylabel(f"rate of {session.units[unit]} above baseline ({session.rate_unit})")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -108,8 +111,8 @@ def _line(
         return
     rows = [mean_sem(session.rate_hz[chosen & (session.generation == g), unit]) for g in generations]
     mean, sem = np.array(rows).T
-    axes.plot(generations, mean, color=colour, marker=marker, markersize=4.5, label=label)
-    axes.fill_between(generations, mean - sem, mean + sem, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(generations + 1, mean, color=colour, marker=marker, markersize=4.5, label=label)
+    axes.fill_between(generations + 1, mean - sem, mean + sem, color=colour, alpha=0.18, linewidth=0)
 
 
 def _reshows(axes: Axes, session: Session, chosen: npt.NDArray[np.bool_], unit: int) -> None:
@@ -118,11 +121,11 @@ def _reshows(axes: Axes, session: Session, chosen: npt.NDArray[np.bool_], unit: 
         return
     made = session.made_in_generation()[chosen]
     rates = session.rate_hz[chosen, unit]
-    axes.plot(made, rates, "s", color=ORANGE, markersize=4, fillstyle="none", markeredgewidth=0.9, alpha=0.8)
+    axes.plot(made + 1, rates, "s", color=ORANGE, markersize=4, fillstyle="none", markeredgewidth=0.9, alpha=0.8)
     generations = np.unique(made)
     mean = [float(np.mean(rates[np.abs(made - g) <= RUNNING // 2])) for g in generations]
     label = f"best of its generation again (line: mean of {RUNNING})"
-    axes.plot(generations, mean, color=ORANGE, label=label)
+    axes.plot(generations + 1, mean, color=ORANGE, label=label)
 
 
 def best_images(session: Session, phase: int) -> Figure | None:
@@ -139,8 +142,8 @@ def best_images(session: Session, phase: int) -> Figure | None:
         top = rows[np.argmax(session.rate_hz[rows, unit])]
         name = str(session.stimulus_id[top])
         again = session.rates(unit, phase=phase, role="reshow", stimulus=name)
-        text = f"generation {g}\n{_with_unit(session, session.rate_hz[top, unit])}"
-        repeated = f"\nagain {_with_unit(session, float(np.mean(again)))} (n={len(again)})" if len(again) else ""
+        text = f"generation {g + 1}\n{_with_unit(session, session.rate_hz[top, unit])}"
+        repeated = f"\nagain {_with_unit(session, float(np.mean(again)))}\n(n={len(again)})" if len(again) else ""
         shown.append((name, text + repeated))
     best = best_stimulus(session, phase, unit, "reference")
     if best is not None:
@@ -148,13 +151,13 @@ def best_images(session: Session, phase: int) -> Figure | None:
         shown.append((best[0], f"best reference\n{_with_unit(session, best[1])}\nmean of {count}"))
     columns = min(len(shown), 6)
     rows_ = -(-len(shown) // columns)
-    figure = new_figure(8.5, 8.5 / 6 * rows_ * 1.5)
+    figure = new_figure(8.5, 8.5 / 6 * rows_ * 1.65)
     grid = figure.subplots(rows_, 6, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, (name, text) in zip(grid, shown, strict=False):
         draw_picture(axes, session, name)
-        axes.set_title(text, fontsize=9.5, fontweight="normal", loc="center")
+        axes.set_title(text, fontsize=8.5, fontweight="normal", loc="center")
     return figure
 
 
@@ -214,7 +217,7 @@ def _evolved(session: Session, usable: npt.NDArray[np.bool_], unit: int) -> list
     rows = again[made >= first]
     names = np.unique(session.stimulus_id[rows])
     means = [float(np.mean(session.rate_hz[rows[session.stimulus_id[rows] == i], unit])) for i in names]
-    span = f"generation {last}" if first == last else f"generations {first} to {last}"
+    span = f"generation {last + 1}" if first == last else f"generations {first + 1} to {last + 1}"
     return [Group(f"best images of {span}, shown again", str(names[int(np.argmax(means))]), rows)]
 
 
@@ -247,9 +250,10 @@ def raster(session: Session, phase: int) -> Figure | None:
         grid[0, k].set_title(title, fontsize=10, loc="center", fontweight="normal")
         trains = session.spikes_around(session.units[unit], rows, around)
         dots, psth = grid[1, k], grid[2, k]
-        dots.eventplot([t * 1e3 for t in trains], colors=colour, linelengths=0.85, linewidths=1.1)
-        dots.set_ylim(len(rows) - 0.4, -0.6)
-        dots.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        at = np.arange(1, len(rows) + 1)
+        dots.eventplot([t * 1e3 for t in trains], lineoffsets=at, colors=colour, linelengths=0.85, linewidths=1.1)
+        dots.set_ylim(len(rows) + 0.6, 0.4)
+        dots.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         edges = BIN_S * np.arange(np.floor(around[0] / BIN_S + 1e-6), np.ceil(around[1] / BIN_S - 1e-6) + 1)
         counts, _ = np.histogram(np.concatenate([*trains, np.empty(0)]), edges)
         rate = counts / len(rows) / BIN_S
@@ -352,6 +356,11 @@ def lateness(session: Session) -> Figure | None:
     return figure
 
 
+def bound_words(ppm: float) -> str:
+    """Return a bound with as many digits as mean something, never rounded to nothing."""
+    return f"{ppm:.0f}" if ppm >= 2 else f"{ppm:.1f}" if ppm >= 0.05 else "0.1"
+
+
 def clock(session: Session) -> Figure | None:
     """Draw how the device clocks ran away from the host clock."""
     drifts = session.drifts
@@ -359,19 +368,18 @@ def clock(session: Session) -> Figure | None:
         return None
     figure = new_figure(3.7, 3.3)
     axes = figure.subplots()
-    for drift, colour in zip(drifts, (BLUE, ORANGE, GREEN, PINK, SKY), strict=False):
-        axes.plot(
-            drift.minutes,
-            drift.offset_ms,
-            color=colour,
-            marker=".",
-            linewidth=1,
-            label=f"{drift.source} {drift.ppm:+.1f} ± {drift.range_ppm / 2:.1f} ppm",
-        )
-    axes.set_xlabel("time (min)")
+    for drift, colour in zip(drifts, cycle((BLUE, ORANGE, GREEN, PINK, SKY)), strict=False):
+        figures = f"{drift.ppm:+.0f} ppm, to ±{bound_words(drift.known_to_ppm)} ppm"
+        several = f"{drift.source}, run {drift.run}"  # the text below has their figures
+        name = f"{drift.source} {figures}" if len(drifts) == 1 else several
+        axes.plot(drift.minutes, drift.offset_ms, color=colour, marker=".", linewidth=1, label=name)
+    axes.set_xlabel("time (min)" if len(drifts) == 1 else "time in the run (min)")
     axes.set_ylabel("host minus device clock (ms)")
-    axes.set_title("Drift of the device clock", pad=22)
-    figure_legend(axes)
+    axes.set_title("Drift of the device clock", pad=22 if len(drifts) == 1 else 6)
+    if len(drifts) == 1:
+        figure_legend(axes)
+    else:  # many names find no place above
+        axes.legend(loc="best", fontsize="small")
     return figure
 
 

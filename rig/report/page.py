@@ -1,6 +1,6 @@
 """The report of a session: figures as PNG files and one HTML page that needs nothing else.
 
-`write(folder)` reads folder/session.h5 only (made from the journal first where it is absent) and writes
+`write(folder)` reads folder/session.h5 only (made from the journal first where it is absent or older) and writes
 folder/figures/*.png and folder/report.html. Called by `stimloop report` and `stimloop run`.
 """
 
@@ -12,16 +12,19 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from rig.report import figures
 from rig.report.data import RewardRow, Session, open_session
-from rig.report.figures import mean_sem
+from rig.report.derived import chosen_online, coverage_words
+from rig.report.figures import bound_words, mean_sem
+from rig.report.history import History
+from rig.report.html import as_table, bound, counted, minutes, moment
+from rig.report.sections import banners, end_words, images_time, interruptions, may_have_been_seen
 from rig.report.traces import traces
 from rig.view.columns import NO_TIME
-from rig.view.h5 import build
+from rig.view.h5 import brought_up_to_date
 
 MOST_IMAGES = 40
 MOST_UNITS = 8
@@ -54,36 +57,16 @@ summary { cursor: pointer; font-weight: 600; margin-top: 1.5rem; }
 
 def write(folder: Path) -> Path:
     """Write the figures and folder/report.html; return the path of the page."""
-    path = folder / "session.h5"
-    if not path.exists():
-        build(folder)
-    with open_session(path) as session, figures.with_style():
+    brought_up_to_date(folder)
+    with open_session(folder / "session.h5") as session, figures.with_style():
         page = _Page(session, folder / "figures").html()
     out = folder / "report.html"
     out.write_text(page, encoding="utf-8")
     return out
 
 
-SIMULATED = '<p class="verdict warn"><b>Simulated:</b> what was recorded here is the simulated animal.</p>'
-
-
 def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _bound(values_ns: npt.NDArray[np.int64]) -> str:
-    known = values_ns[values_ns != NO_TIME] / 1e6
-    return f"{np.median(known):.2f} / {known.max():.2f} ms" if len(known) else "not known"
-
-
-def _table(head: list[str], rows: list[list[str]], numbers: frozenset[int] = frozenset()) -> str:
-    """Return a table of cells that are HTML already; `numbers` are the columns to align right."""
-
-    def cells(row: list[str], tag: str) -> str:
-        return "".join(f"<{tag}{' class=n' if k in numbers else ''}>{c}</{tag}>" for k, c in enumerate(row))
-
-    body = "".join(f"<tr>{cells(r, 'td')}</tr>" for r in rows)
-    return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>"
 
 
 _METHODS = {"arrival": "arrival", "round_trip": "round trip", "edge": "shared edge", "barcode": "barcode"}
@@ -110,10 +93,6 @@ def _clock_caption(methods: Set[str]) -> str:
     return f"Host clock minus the device's nominal time, {drawn}."
 
 
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def _most_frequent(rewards: list[RewardRow], most: int = 2) -> list[str]:
     """Return the most frequent reasons with their counts; those that differ in numbers only are counted together."""
     alike: dict[str, list[str]] = {}
@@ -123,17 +102,12 @@ def _most_frequent(rewards: list[RewardRow], most: int = 2) -> list[str]:
     return [f"{len(same)} x {same[-1]}" for same in sorted(alike.values(), key=len, reverse=True)[:most]]
 
 
-def _minutes(ns: float) -> str:
-    seconds = round(ns / 1e9)
-    return f"{seconds // 60}:{seconds % 60:02d}"
-
-
 class _Page:
     """The page of one session."""
 
     def __init__(self, session: Session, folder: Path) -> None:
         """Figures go into `folder`; those of an older report are replaced."""
-        self.session, self.folder = session, folder
+        self.session, self.folder, self.history = session, folder, History(session)
         folder.mkdir(exist_ok=True)
         for old in folder.glob("*.png"):
             old.unlink()
@@ -141,7 +115,8 @@ class _Page:
     def html(self) -> str:
         """Return the whole page."""
         parts = [self._head(), *(self._phase(p) for p in sorted(set(self.session.phase.tolist()) - {-1}))]
-        parts += [self._usable(), self._reward(), self._timing(), self._faults(), self._fold()]
+        parts += [self._usable(), interruptions(self.history), self._reward(), self._timing()]
+        parts += [self._faults(), self._fold()]
         title = escape(self.session.name or "session")
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -163,27 +138,30 @@ class _Page:
 
     def _head(self) -> str:
         s = self.session
-        # numpy and not datetime: the report turns a stored time into words and must not be able to read a clock
-        date = str(np.datetime64(s.start_utc_ns, "ns").astype("datetime64[m]")).replace("T", " ") + " UTC"
-        known = s.start_utc_ns != NO_TIME
+        date = moment(s.start_utc_ns) if s.start_utc_ns != NO_TIME else "date not in the log"
         who = ", ".join(escape(v) for k in ("id", "species", "area") if (v := str(s.subject.get(k, ""))))
+        said = s.config.get("experiment", {})
+        people = [*said.get("experimenter", ()), *(said.get(k, "") for k in ("lab", "institution"))]
+        facts = ["; ".join(p for p in people if p), f"protocol {said['protocol']}" if said.get("protocol") else ""]
+        experiment = " · ".join(escape(fact) for fact in facts if fact)
         shown, usable, late = len(s.presentation), int(s.usable.sum()), int(s.late_flips.sum())
         share = f" ({usable / shown:.1%})" if shown else ""
         verdict = [
-            _count(shown, "presentation"),
+            counted(shown, "presentation"),
             f"{usable:,} usable{share}",
-            _count(len(s.faults), "fault"),
-            f"{_count(late, 'late flip')} of {s.flips:,}",
+            counted(len(s.faults), "fault"),
+            f"{counted(late, 'late flip')} of {s.flips:,}",
         ]
-        end = f"ended in order: {escape(s.stop_reason)}" if s.closed_in_order else "<b>did not end in order</b>"
+        if unrecorded := len(self.history.unrecorded):
+            verdict.append(may_have_been_seen(unrecorded).rstrip("."))
         good = s.closed_in_order and shown > 0 and usable >= 0.95 * shown and not s.faults and not late
-        length = s.offset_flip_host_ns.max() - s.onset_flip_host_ns.min() if shown else 0
         return (
             f"<h1>{escape(s.name or 'session without a name')}</h1>"
-            f'<p class="facts">Subject {who or "not named"} · {date if known else "date not in the log"} · '
-            f"{_minutes(length)} min of images</p>"
-            f'{SIMULATED if s.simulated else ""}'
-            f'<p class="verdict{"" if good else " warn"}"><b>{" · ".join(verdict)}</b><br>The session {end}.</p>'
+            f'<p class="facts">Subject {who or "not named"} · {date} · '
+            f"{images_time(self.history)}{'<br>' + experiment if experiment else ''}</p>"
+            f"{banners(s)}"
+            f'<p class="verdict{"" if good else " warn"}"><b>{" · ".join(verdict)}</b><br>'
+            f"{end_words(s, self.history)}</p>"
         )
 
     def _phase(self, phase: int) -> str:
@@ -195,7 +173,7 @@ class _Page:
         title = f"Phase {phase + 1}: {escape(agent)}" + (f" for {escape(name)}" if evolves else "")
         blanks = int((here & (s.role == "blank")).sum())
         images = len(set(s.stimulus_id[here & (s.role != "blank")]))
-        facts = f"{_count(int(here.sum()), 'presentation')}: {_count(images, 'image')}, {_count(blanks, 'blank')}"
+        facts = f"{counted(int(here.sum()), 'presentation')}: {counted(images, 'image')}, {counted(blanks, 'blank')}"
         fallback = int((here & (s.role == "fallback")).sum())
         if fallback:
             facts += f"; {fallback} of them fallbacks, because the next proposal was late"
@@ -209,15 +187,17 @@ class _Page:
     def _evolution(self, phase: int) -> str:
         curve = self._figure(
             f"evolution_{phase}",
-            figures.evolution(self.session, phase),
-            "Rates in the response window, baseline subtracted. Bands are the standard error over presentations. The "
+            figures.evolution(self.session, phase, self.history.marks(phase)),
+            chosen_online(self.session, phase)
+            + "Rates in the response window, baseline subtracted. Bands are the standard error over presentations. The "
             "score by which an image was chosen overrates it; its fresh re-shows (open squares, drawn at the "
             "generation that made the image) do not. The best reference was chosen by the mean that is drawn.",
         )
         strip = self._figure(
             f"best_images_{phase}",
             figures.best_images(self.session, phase),
-            "Best image of its generation as it was drawn, with the one score by which it was chosen; below it the "
+            chosen_online(self.session, phase)
+            + "Best image of its generation as it was drawn, with the one score by which it was chosen; below it the "
             "mean of its re-shows. Last: the reference image with the highest mean.",
         )
         return curve + strip
@@ -270,7 +250,7 @@ class _Page:
             "Mean rate of each image in the response window, baseline subtracted, ± standard error; images ranked "
             "for each unit. Ranking itself makes the curves fall, also without tuning.",
         )
-        table = _table(head, rows, frozenset(range(2, 3 + len(units))))
+        table = as_table(head, rows, frozenset(range(2, 3 + len(units))))
         return f"{curves}<p>Rates in {self.session.rate_unit} above baseline, mean ± standard error.</p>{table}{note}"
 
     def _with_error(self, mean: float, error: float) -> str:
@@ -304,19 +284,19 @@ class _Page:
         covered = s.coverage[s.answered & s.complete]
         if len(covered):
             full = float(np.mean(covered == 1))
-            out += f"<p>{full:.1%} of the responses rest on complete data; mean coverage {covered.mean():.2%}."
+            out += f"<p>{coverage_words(full, float(covered.mean()))}"
             left_out = self._not_shown()
             out += f" Left out here: {left_out}.</p>" if left_out else "</p>"
-        return out + _table(["", "presentations", "share"], rows, frozenset({1, 2}))
+        return out + as_table(["", "presentations", "share"], rows, frozenset({1, 2}))
 
     def _not_shown(self) -> str:
         """Count the presentations that were incomplete on the screen, whatever the data."""
         refused, cut = int(self.session.refused.sum()), int((~self.session.complete & ~self.session.refused).sum())
         words = []
         if refused:
-            words.append(f"{_count(refused, 'presentation')} of background in place of a frame that was refused")
+            words.append(f"{counted(refused, 'presentation')} of background in place of a frame that was refused")
         if cut:
-            words.append(f"{_count(cut, 'presentation')} cut short or drawn otherwise than asked")
+            words.append(f"{counted(cut, 'presentation')} cut short or drawn otherwise than asked")
         return " and ".join(words)
 
     def _reward(self) -> str:
@@ -331,10 +311,10 @@ class _Page:
             rows.append([name, f"{len(chosen):,}", volume, "; ".join(escape(w) for w in _most_frequent(chosen))])
         total = sum(r.volume_ul for r in rewards) / 1000
         return (
-            f"<h2>Reward</h2><p>{_count(len(rewards), 'reward')} asked for, <b>{total:.3f} mL</b> of at most "
+            f"<h2>Reward</h2><p>{counted(len(rewards), 'reward')} asked for, <b>{total:.3f} mL</b> of at most "
             f"{limits['max_session_ml']:g} mL, by the calibration of {limits['ul_per_s']:g} uL per s of open valve. "
             f"Limits: {limits['max_pulse_s']:g} s in a pulse, {limits['max_per_minute_s']:g} s in any minute.</p>"
-            + _table(["", "rewards", "mL", "most frequent reasons"], rows, frozenset({1, 2}))
+            + as_table(["", "rewards", "mL", "most frequent reasons"], rows, frozenset({1, 2}))
         )
 
     def _timing(self) -> str:
@@ -362,20 +342,22 @@ class _Page:
         for source, name in taken.items():
             chosen = s.answered & (s.onset_source == source)
             if chosen.any():
-                bounds = [_bound(values[chosen]) for values in (s.uncertainty_ns, s.host_uncertainty_ns)]
+                bounds = [bound(values[chosen]) for values in (s.uncertainty_ns, s.host_uncertainty_ns)]
                 rows.append([name, f"{int(chosen.sum()):,}", *bounds])
         heads = ["onset taken from", "presentations", "uncertainty in device time", "uncertainty on the host clock"]
-        out += _table(heads, rows, frozenset({1, 2, 3}))
+        out += as_table(heads, rows, frozenset({1, 2, 3}))
         out += "<p>Uncertainties are 99 % bounds, median / largest. Responses are counted in device time.</p>"
         drifts = [
-            f"Device {escape(d.source)} ran {abs(d.ppm):.1f} ± {d.range_ppm / 2:.1f} ppm "
-            f"{'faster' if d.ppm > 0 else 'slower'} than the host clock (median ± half its range within the run; "
-            f"{_count(sum(d.methods.values()), 'pair')} by {' and '.join(_METHODS[m] for m in d.methods)} "
+            f"Device {escape(d.source)}, run {d.run}, counted {abs(d.ppm):.0f} ppm "
+            f"{'faster' if d.ppm > 0 else 'slower'} than by the host clock, known to ±{bound_words(d.known_to_ppm)} "
+            f"ppm (99 %; {counted(sum(d.methods.values()), 'pair')} by {' and '.join(_METHODS[m] for m in d.methods)} "
             f"over {d.minutes[-1]:.1f} min)."
             for d in s.drifts
         ]
         words = drifts or ["The log has too few clock pairs, or over too short a time, to state the drift of a device."]
-        dropped = _count(int(s.dropped_frames.sum()), "dropped frame")
+        if s.runs_without_drift:
+            words.append(f"Without a drift: {escape('; '.join(s.runs_without_drift))}.")
+        dropped = counted(int(s.dropped_frames.sum()), "dropped frame")
         words.append(f"{dropped}; {self._not_shown() or 'no presentation cut short'}.")
         return out + f"<p>{' '.join(words)} All times are on the host's monotonic clock; samples on their device's.</p>"
 
@@ -388,11 +370,11 @@ class _Page:
         rows = []
         for what in dict.fromkeys(f.what for f in s.faults):
             f, count = first[what], sum(g.what == what for g in s.faults)
-            when = _minutes(f.receipt_host_ns - s.start_host_ns) if s.start_host_ns != NO_TIME else "?"
+            when = minutes(f.receipt_host_ns - s.start_host_ns) if s.start_host_ns != NO_TIME else "?"
             cells = (what, str(count), when, f.sender, f.detail, f.done)
             rows.append([escape(c) for c in cells])
         head = ["what", "times", "first at (min:s)", "said by", "for example", "what was done"]
-        return out + _table(head, rows, frozenset({1, 2}))
+        return out + as_table(head, rows, frozenset({1, 2}))
 
     def _fold(self) -> str:
         s = self.session

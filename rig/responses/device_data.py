@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rig.config_sources import LslCalciumSource, LslCountSource, NeuralSource, TracesWireSource
+from rig.config.sources import LslCalciumSource, LslCountSource, NeuralSource, TracesWireSource
 from rig.messages import Continuity, Gap, SpikeBlock, TraceBlock, UnitList
 from rig.responses.spikes_kept import SpikesKept
 from rig.responses.traces import TraceFold

@@ -3,11 +3,14 @@
 Pure: time comes from the journal's Ticks.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rig.messages import Document, Fault
 
 TOGETHER_NS = 10_000_000_000
+NOT_UNDERSTOOD = "document not understood"
 NAMED = 20  # details of so many are spelt out in one fault; all presentations are named always
 
 
@@ -44,9 +47,31 @@ class FaultBatch:
             pending.details.append(detail)
         pending.presentations += [p for p in presentations if p not in pending.presentations]
 
+    def guarded(self, what: str, step: Callable[[], None]) -> bool:
+        """Do a step of a fold; return whether it could be done. If not, it is left out, and a fault names `what`.
+
+        A document that raises must end neither the session nor its replay: both leave out the same.
+        """
+        try:
+            step()
+        except MemoryError:
+            raise  # the machine's state, not the document's: a replay would not see it
+        except Exception as error:  # noqa: BLE001 - what a document may raise cannot be listed
+            # No addresses: a replay says the same words.
+            words = re.sub(r"0x[0-9a-f]+", "0x...", f"{type(error).__name__}: {error}")[:200]
+            done = "left out of the responses; it stays in the journal, and the session goes on"
+            self.add(NOT_UNDERSTOOD, f"{what}: {words}", done)
+            return False
+        return True
+
     def tick(self, now_host_ns: int) -> None:
         """Take note of the time."""
         self._now_ns = now_host_ns
+
+    def new_boot(self) -> None:
+        """Forget the time: it begins anew, and what was said last was said before it began."""
+        self._now_ns = None
+        self._said_ns = dict.fromkeys(self._said_ns)
 
     def due(self, everything: bool = False) -> list[Document]:
         """Return what is to be said now; with `everything` also what would wait for more of its kind."""

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.clocks.clockmap import ClockMap
-from rig.config_outputs import Fixation
-from rig.messages import BehaviourBlock, ClockSample, Continuity, Document, Gap
+from rig.config.outputs import Fixation
+from rig.messages import BehaviourBlock, ClockSample, Continuity, Document, Gap, ProcessStarted
 
 KEEP_S = 60.0  # longer than any response may wait: windows, time-outs and lags are below 20 s
 LATE_S = 0.15  # a gaze sample this old is no news of the eye: three periods of a source, and the network
+RECORDER = "recorder"  # whose boot is that of the host clock
 Verdict = Literal["held", "broken", "missing", "open"]
 
 
@@ -50,6 +51,7 @@ class GazeWindow:
     def __init__(self, fixation: Fixation) -> None:
         """Start without gaze: nothing is held before the first seconds of data have tied its clock to the host's."""
         self._fixation = fixation
+        self._boot: str | None = None
         self._map = ClockMap()
         self._forget_all(-1)
 
@@ -60,7 +62,9 @@ class GazeWindow:
         self._inside = np.zeros(0, dtype=np.bool_)  # (row,)
 
     def take(self, document: Document) -> None:
-        """Take a document; all but the blocks, clock pairs and continuity of the gaze's source are ignored."""
+        """Take a document; but for new boots, all but the rows, clock pairs and continuity of its source is ignored."""
+        if isinstance(document, ProcessStarted) and document.name == RECORDER:
+            self._new_boot(document.boot_id)
         if not isinstance(document, BehaviourBlock | ClockSample | Continuity):
             return
         if document.source != self._fixation.source or document.run < self._run:
@@ -78,6 +82,13 @@ class GazeWindow:
                 kept = ~in_gaps(self._sample, document.gaps)
                 self._sample, self._inside = self._sample[kept], self._inside[kept]
             self._forget()
+
+    def _new_boot(self, boot_id: str) -> None:
+        """Begin anew where the computer was restarted: the host clock counts from another zero."""
+        before, self._boot = self._boot, boot_id
+        if before not in (None, boot_id):
+            self._map = ClockMap()
+            self._forget_all(-1)
 
     def _add(self, block: BehaviourBlock) -> None:
         gaze = gaze_deg(self._fixation, block)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from rig.clocks.clockmap import ClockMap
-from rig.config import Config
-from rig.config_outputs import Criterion
-from rig.config_sources import LslBehaviourSource
+from rig.config.outputs import Criterion
+from rig.config.session import Config
+from rig.config.sources import LslBehaviourSource
 from rig.messages import BehaviourBlock, ClockSample, Continuity, Gap
 from rig.responses.fault_batch import FaultBatch
 from rig.responses.fixation import GazeWindow, in_gaps

@@ -7,9 +7,9 @@ from collections import deque
 
 import numpy as np
 
-from rig.config_outputs import Fixation
-from rig.messages import BehaviourBlock, Document
-from rig.responses.fixation import gaze_deg
+from rig.config.outputs import Fixation
+from rig.messages import BehaviourBlock, Document, ProcessStarted
+from rig.responses.fixation import RECORDER, gaze_deg
 
 LATELY_NS = 2_000_000_000
 
@@ -20,11 +20,16 @@ class GazeLately:
     def __init__(self, fixation: Fixation) -> None:
         """Start without gaze."""
         self._fixation = fixation
+        self._boot: str | None = None
         self._seen: deque[tuple[int, float, float, int]] = deque()  # of each block: arrival, sums of x and y, rows
 
     def take(self, document: Document) -> None:
-        """Take a document; all but the gaze source's blocks are ignored."""
+        """Take a document; all but the gaze source's blocks, and a new boot of the computer, are ignored."""
         wanted = self._fixation
+        if isinstance(document, ProcessStarted) and document.name == RECORDER:
+            if document.boot_id != self._boot:  # arrivals before it are on another clock
+                self._seen.clear()
+            self._boot = document.boot_id
         if not isinstance(document, BehaviourBlock) or document.source != wanted.source or not len(document.sample):
             return
         gaze = gaze_deg(wanted, document)

@@ -9,7 +9,7 @@ A lag is worth as much as the clock map it was measured with: it is learnt only 
 forgotten when the map steps or moves. docs/responses.md tells the rules.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 
 from rig.clocks.clockmap import ClockMap
-from rig.config import Config
-from rig.messages import EdgeBlock, Presented
+from rig.config.session import Config
+from rig.messages import EdgeBlock, Presented, TrialIntent
 from rig.responses.fault_batch import FaultBatch
 
 LAG_POOL = 51
@@ -26,9 +26,11 @@ LAG_POOL = 51
 LEARN_SHARE = 0.25
 # An edge may be a presentation's own if the lag that it says lies within these, give or take the map's bound.
 EARLIEST_LIGHT_NS, LATEST_LIGHT_NS = -5_000_000, 100_000_000
+TRIALS_KEPT = 20  # edges are judged some seconds after their trial
 REACQUIRE = 5  # presentations in a row without an edge of their own that agree on another lag
 MISSING, UNPAIRED = "photodiode edge missing", "photodiode edge unpaired"
 AMBIGUOUS, LATE = "photodiode edge ambiguous", "photodiode edge late"
+UNRECORDED = "photodiode edge of an unrecorded image"
 REACQUIRED = "photodiode pairing re-acquired"
 
 
@@ -50,6 +52,15 @@ class _Shown:
     patch_ns: int  # when the scan-out reaches the patch, after the flip
     has_edge: bool = False
     from_flip: bool = False  # scored, with the flip stamp for its onset
+
+
+@dataclass
+class _Trial:
+    """What was announced, and is not recorded yet; and when it was to be on the screen, host clock."""
+
+    unrecorded: set[int]
+    start_ns: int
+    end_ns: int
 
 
 @dataclass(frozen=True)
@@ -78,17 +89,31 @@ class Onsets:
         self._config, self._source, self._line, self._faults = config, source, line, faults
         self._tolerance_ns = config.responses.edge_tolerance_s * 1e9
         self._lags: deque[_Lag] = deque(maxlen=LAG_POOL)
+        self._median_ns: int | None = None  # of the lags, until they change
         self._learnt: tuple[int, int] | None = None  # the last edge that taught a lag: sample, host ns by the map then
         self._steps = 0  # of the clock map, as far as the lags know
         self._without: deque[_Shown] = deque(maxlen=REACQUIRE)  # the last ones, in a row, without an edge of their own
         self._edges: list[_Edge] = []
         self._shown: deque[_Shown] = deque()
+        self._trials: deque[_Trial] = deque(maxlen=TRIALS_KEPT)
         self._judged_to: int | None = None  # edges before this sample were judged
 
     def shown(self, presented: Presented) -> None:
         """Take note of a presentation that may have made an edge."""
         patch_ns = self._scanout_ns(presented.patch_row_px)
+        self.accounted((presented.presentation,))
         self._shown.append(_Shown(presented.presentation, presented.onset_flip_host_ns, patch_ns))
+
+    def announced(self, trial: TrialIntent) -> None:
+        """Take note of what is about to be on the screen; it may die before it can say that it was."""
+        rhythm = self._config.presentation
+        length_ns = int(len(trial.presentations) * (rhythm.on_s + rhythm.off_s) * 1e9)
+        self._trials.append(_Trial(set(trial.presentations), trial.start_host_ns, trial.start_host_ns + length_ns))
+
+    def accounted(self, presentations: tuple[int, ...]) -> None:
+        """Take note of announced presentations that have a record by now, or were never on the screen."""
+        for trial in self._trials:
+            trial.unrecorded.difference_update(presentations)
 
     def take(self, block: EdgeBlock) -> None:
         """Take edges; all but rising ones of the photodiode's line are ignored."""
@@ -105,9 +130,10 @@ class Onsets:
 
     def _lag_ns(self) -> int:
         """Return the lag from flip stamp to light in the top row: measured where edges were seen, else the config's."""
-        if self._lags:
-            return int(np.median(np.array([lag.lag_ns for lag in self._lags])))
-        return int(self._config.display.lag_s * 1e9)
+        if self._median_ns is None:
+            lags = [lag.lag_ns for lag in self._lags]
+            self._median_ns = int(np.median(np.array(lags))) if lags else int(self._config.display.lag_s * 1e9)
+        return self._median_ns
 
     def _scanout_ns(self, row_px: float) -> int:
         display = self._config.display
@@ -123,6 +149,7 @@ class Onsets:
         if len(clock.steps_host_ns) != self._steps or moved_ns > LEARN_SHARE * self._tolerance_ns:
             self._steps, self._learnt = len(clock.steps_host_ns), None
             self._lags.clear()
+            self._median_ns = None
             self._without.clear()
 
     def _lag_by(self, edge: _Edge, shown: _Shown, clock: ClockMap) -> _Lag | None:
@@ -135,6 +162,7 @@ class Onsets:
         lag = self._lag_by(edge, shown, clock)
         if lag is not None and lag.bound_ns <= LEARN_SHARE * self._tolerance_ns:
             self._lags.append(lag)
+            self._median_ns = None
             self._learnt = edge.sample, lag.lag_ns + shown.flip_host_ns + shown.patch_ns
 
     def _perhaps(self, shown: _Shown, clock: ClockMap) -> list[tuple[_Edge, _Lag]]:
@@ -161,6 +189,7 @@ class Onsets:
             return
         before_ns, numbers = self._lag_ns(), tuple(shown.number for shown in self._without)
         self._lags.clear()
+        self._median_ns = None
         for shown, one in zip(self._without, found, strict=True):
             edge = one[0][0]
             edge.owner, edge.spent, shown.has_edge = shown.number, True, True
@@ -279,15 +308,25 @@ class Onsets:
         end = watermark + 1 if everything else watermark - int(patience_s * rate_hz)
         if everything and self._edges:
             end = max(end, self._edges[-1].sample + 1)
-        for edge in self._edges:
+        judged = 0 if self._judged_to is None else bisect_left(self._edges, self._judged_to, key=lambda e: e.sample)
+        for edge in self._edges[judged:]:
             if edge.sample >= end:
                 break
-            if not edge.spent and (self._judged_to is None or edge.sample >= self._judged_to):
+            if not edge.spent:
                 self._judge(edge, clock)
         self._judged_to = max(end, self._judged_to or end)
 
     def _judge(self, edge: _Edge, clock: ClockMap) -> None:
         free = next((s for s in self._near(edge, clock) if not s.has_edge), None)
+        if free is None and (unrecorded := self._unrecorded_near(edge, clock)):
+            numbers = ", ".join(map(str, unrecorded))
+            self._faults.add(
+                UNRECORDED,
+                f"the edge at sample {edge.sample} came while an announced image was to be shown of which there is no "
+                f"record: one of {numbers}",
+                "edge of an announced image that the rig did not live to record; logged, not used",
+            )
+            return
         if free is None:
             self._faults.add(
                 UNPAIRED,
@@ -305,6 +344,15 @@ class Onsets:
                 (free.number,),
                 free.flip_host_ns,
             )
+
+    def _unrecorded_near(self, edge: _Edge, clock: ClockMap) -> list[int]:
+        """Return the presentations without a record in whose announced time an edge lies."""
+        mapped = clock.to_host_ns(edge.sample)
+        if mapped is None:
+            return []
+        at_ns, wide_ns = mapped[0] - self._lag_ns(), self._tolerance_ns + mapped[1]
+        near = (t for t in self._trials if t.start_ns - wide_ns <= at_ns <= t.end_ns + wide_ns)
+        return sorted(number for trial in near for number in trial.unrecorded)
 
     def forget(self, before_sample: int, clock: ClockMap) -> None:
         """Drop edges and presentations before a sample."""

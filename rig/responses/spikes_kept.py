@@ -37,6 +37,8 @@ class SpikesKept:
         """
         self._units = units
         self._place = {name: k for k, name in enumerate(units)}
+        self._named: tuple[str, ...] = ()  # units of the last block, and their places: -1 where not scored
+        self._placed = np.zeros(0, dtype=np.int64)
         self._seen = seen
         self._chunks: deque[_Chunk] = deque()
         self._lists: list[tuple[int, frozenset[str]]] = []  # from which sample, which units; ascending
@@ -59,8 +61,10 @@ class SpikesKept:
 
     def scored(self, block: SpikeBlock) -> tuple[I64, I64]:
         """Return place among the scored units (spike,) and sample (spike,) of a block's spikes of scored units."""
-        place = np.array([self._place.get(name, -1) for name in block.units], dtype=np.int64)
-        unit = place[block.unit]
+        if block.units != self._named:  # a source names the same units in each block
+            self._named = block.units
+            self._placed = np.array([self._place.get(name, -1) for name in block.units], dtype=np.int64)
+        unit = self._placed[block.unit]
         return unit[unit >= 0], block.sample[unit >= 0]
 
     def final_through(self, watermark_sample: int) -> int:

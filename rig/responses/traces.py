@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rig.config_sources import LslCalciumSource, LslCountSource, TracesWireSource
+from rig.config.sources import LslCalciumSource, LslCountSource, TracesWireSource
 from rig.messages import TraceBlock, UnitList
 from rig.responses.deconvolution import FixedLag
 from rig.responses.fluorescence import RunningBaseline

@@ -8,10 +8,9 @@ counts anew, another sender has taken the name, or the sender's clock jumped.
 from pylsl.util import LostError
 from pylsl.util import TimeoutError as LslTimeoutError
 
-from rig import child
-from rig.bus import Peer
 from rig.clock import Clock
-from rig.config_sources import LslSpikeSource
+from rig.config.sources import LslSpikeSource
+from rig.links.peer import Peer
 from rig.messages import ClockSample, Continuity, Document
 from rig.sources.columns import Faults
 from rig.sources.lsl_find import LslSource, Resolver, host_minus_lsl, nothing_came, reader_for, wanted
@@ -30,6 +29,8 @@ from rig.sources.lsl_streams import (
     host_ns,
 )
 from rig.sources.stopping import Say, Stopping
+from rig.supervision import child
+from rig.supervision.run_number import run_number
 
 PULL_NS = 5_000_000
 PERIOD_NS = 25_000_000
@@ -46,8 +47,7 @@ class LslLoop:
         """Start looking for the streams."""
         self._source, self._peer, self._clock, self._stop, self._say = source, peer, clock, stop, say
         self._start_ns = clock.now_ns()
-        # In tenths of a second of the host clock: new to the session even after a restart of this process.
-        self._run = self._start_ns // 100_000_000
+        self._run = run_number(clock)
         self._state: State = "connecting"
         self._names = wanted(source)
         self._resolver = Resolver()
@@ -192,7 +192,7 @@ class LslLoop:
 
     def _next_run(self) -> None:
         self._send(None)
-        self._run = max(self._run + 1, self._clock.now_ns() // 100_000_000)
+        self._run = run_number(self._clock, self._run)
 
     def _pair(self, trip: RoundTrip) -> None:
         """Journal a round trip raw: the sender's LSL clock in us against the host's."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rig.config_sources import LslBehaviourSource
+from rig.config.sources import LslBehaviourSource
 from rig.messages import BehaviourBlock, Document
 from rig.sources.columns import Faults
 from rig.sources.lsl_frames import FrameCount, counter_channel, silent_ns

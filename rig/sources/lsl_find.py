@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pylsl
 
 from rig.clock import Clock
-from rig.config_sources import (
+from rig.config.sources import (
     LslBehaviourSource,
     LslCalciumSource,
     LslCountSource,

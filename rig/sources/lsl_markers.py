@@ -6,7 +6,7 @@ Pure. A dying outlet is known to send an empty or torn marker: what is no text i
 from collections.abc import Sequence
 from typing import Any
 
-from rig.config_sources import LslMarkerSource
+from rig.config.sources import LslMarkerSource
 from rig.messages import Document, Marker
 from rig.sources.columns import Faults
 from rig.sources.lsl_stamps import StampCheck

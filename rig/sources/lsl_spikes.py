@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rig.config_sources import LslSpikeSource
+from rig.config.sources import LslSpikeSource
 from rig.messages import Document, Gap, UnitList
 from rig.sources.columns import ClockPairs, Columns, Faults
 from rig.sources.lsl_rows import Lane, Taken

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rig.config_sources import LslCalciumSource, LslCountSource
+from rig.config.sources import LslCalciumSource, LslCountSource
 from rig.messages import Document, Gap, TraceBlock, UnitList
 from rig.sources.columns import Columns, Faults
 from rig.sources.lsl_frames import FrameCount, counter_channel, silent_ns

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import butter, sosfilt, sosfilt_zi
 
-from rig.config_sources import Multiunit
+from rig.config.sources import Multiunit
 from rig.sources.columns import Faults
 from rig.sources.openephys_parse import Data
 

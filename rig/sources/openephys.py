@@ -7,10 +7,9 @@ process of its own receives them (`openephys_receiver`).
 import threading
 from typing import TYPE_CHECKING
 
-from rig import child
-from rig.bus import Peer
 from rig.clock import Clock
-from rig.config_sources import OpenEphysSource
+from rig.config.sources import OpenEphysSource
+from rig.links.peer import Peer
 from rig.sources.continuity import OFFLINE_NS, Ledger
 from rig.sources.openephys_diagnosis import diagnose
 from rig.sources.openephys_gui import GuiDiary
@@ -19,6 +18,8 @@ from rig.sources.openephys_layout import read_data, read_event
 from rig.sources.openephys_parse import Data, Message, Refusal, parse
 from rig.sources.openephys_sockets import Heartbeat, Receiver, ReceiverDied
 from rig.sources.stopping import Say, Stopping
+from rig.supervision import child
+from rig.supervision.run_number import run_number
 
 if TYPE_CHECKING:
     from rig.sources.multiunit import ThresholdUnits
@@ -33,8 +34,16 @@ MOST = 10_000  # messages read in one period: keeps a backlog from delaying docu
 class OpenEphys:
     """The source's loop: bytes in, documents out."""
 
-    def __init__(self, source: OpenEphysSource, peer: Peer, clock: Clock, stop: Stopping, say: Say = child.say) -> None:
-        """Connect to the GUI; `run` does the rest."""
+    def __init__(
+        self,
+        source: OpenEphysSource,
+        peer: Peer,
+        clock: Clock,
+        stop: Stopping,
+        say: Say = child.say,
+        realtime: bool = True,
+    ) -> None:
+        """Connect to the GUI; `run` does the rest. `realtime`: the receiving process asks for real-time priority."""
         self._source = source
         self._peer = peer
         self._clock = clock
@@ -42,9 +51,7 @@ class OpenEphys:
         self._say = say
         self._where = f"{source.host}:{source.port}"
         self._start_ns = clock.now_ns()
-        # In tenths of a second of the host clock: new to the session even after a restart of this process.
-        first_run = self._start_ns // 100_000_000
-        self._ledger = Ledger(source.name, first_run, own_threshold=source.multiunit is not None)
+        self._ledger = Ledger(source.name, run_number(clock), own_threshold=source.multiunit is not None)
         self._threshold = None if source.multiunit is None else _threshold(source)
         self._stream = source.stream
         self._first_refusal: Refusal | None = None
@@ -52,7 +59,8 @@ class OpenEphys:
         self._drained = True  # everything that came was read
         self._period_ns = self._start_ns
         channels = () if source.multiunit is None else source.multiunit.channels
-        self._receiver = Receiver(f"tcp://{self._where}", int(source.byte_budget_mb * 1e6), channels)
+        budget_bytes = int(source.byte_budget_mb * 1e6)
+        self._receiver = Receiver(f"tcp://{self._where}", budget_bytes, channels, realtime)
         self._heartbeat = Heartbeat(f"tcp://{source.host}:{source.port + 1}", source.name, peer.process)
         self._gui = None if source.http_port is None else GuiWatch(source.host, source.http_port, clock)
         self._diary = GuiDiary(source.name)
@@ -91,7 +99,8 @@ class OpenEphys:
             detail = f"{self._source.name}: {error}"
             self._ledger.faults.note("receiver died", detail, "this source ends", self._ledger.last_arrival_ns)
             self._finish()
-            return self._fail(str(error), "start the session again; if it happens again, report it with the log")
+            cure = "it is started again by itself; if it happens again and again, report it with the log"
+            return self._fail(str(error), cure, self._ledger.last_arrival_ns)
         finally:
             self._receiver.close()
             self._heartbeat.close()
@@ -160,8 +169,9 @@ class OpenEphys:
         stopped = self._gui is not None and self._gui.mode == "IDLE"
         self._ledger.watch(now_ns, max(known) if known else None, stopped)
 
-    def _fail(self, reason: str, cure: str) -> int:
-        self._say(failed=f"{self._source.name}: {reason}", cure=cure)
+    def _fail(self, reason: str, cure: str, since_host_ns: int | None = None) -> int:
+        """Say why this source ends, and since when nothing came, where that is longer ago; return the exit code."""
+        self._say(failed=f"{self._source.name}: {reason}", cure=cure, since_host_ns=since_host_ns)
         return 2
 
     def _refused(self, refusal: Refusal) -> None:

@@ -18,6 +18,7 @@ DATA_MESSAGE, EVENT_MESSAGE = 254, 255  # three frames of which the first is kno
 LONGEST = 64 << 20  # bytes; a longer batch is garbage
 MOST_BYTES = 16 << 20  # of a message; one of 30,000 samples has 120 kB
 MOST_FRAMES = 253
+SIGN_OF_LIFE_S = 0.5  # a batch comes at least this often, an empty one where there is nothing
 _ENVELOPE = {DATA_MESSAGE: b"DATA\x00", EVENT_MESSAGE: b"EVENT\x00"}
 
 

@@ -6,10 +6,9 @@ completeness in `openephys_events_ledger`. The plugin sends the events of all st
 
 import threading
 
-from rig import child
-from rig.bus import Peer
 from rig.clock import Clock
-from rig.config_sources import OpenEphysEventsSource
+from rig.config.sources import OpenEphysEventsSource
+from rig.links.peer import Peer
 from rig.sources.inbox import Inbox
 from rig.sources.openephys_diagnosis import listening, who_answers, who_publishes
 from rig.sources.openephys_events_ledger import EventLedger
@@ -18,6 +17,8 @@ from rig.sources.openephys_gui import GuiDiary
 from rig.sources.openephys_http import GuiError, GuiWatch, mode
 from rig.sources.openephys_parse import Refusal
 from rig.sources.stopping import Say, Stopping
+from rig.supervision import child
+from rig.supervision.run_number import run_number
 
 PERIOD_NS = 25_000_000
 FIRST_EVENT_NS = 4_000_000_000
@@ -39,8 +40,7 @@ class OpenEphysEvents:
         self._source, self._peer, self._clock, self._stop, self._say = source, peer, clock, stop, say
         self._where = f"{source.host}:{source.port}"
         self._start_ns = clock.now_ns()
-        # In tenths of a second of the host clock: new to the session even after a restart of this process.
-        self._ledger = EventLedger(source.name, first_run=self._start_ns // 100_000_000)
+        self._ledger = EventLedger(source.name, first_run=run_number(clock))
         self._stream = source.stream
         self._others: set[str] = set()
         self._first_refusal: Refusal | None = None

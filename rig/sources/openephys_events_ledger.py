@@ -35,7 +35,6 @@ SILENT_NS = 1_000_000_000
 EARLIEST_NS = 10_000_000_000  # over this long the earliest arrival counts
 STEP_NS = 1_000_000_000
 AHEAD_NS = 100_000_000  # an event that seems to come this much before its time: the device's clock was set
-RUN_NS = 100_000_000  # runs are numbered in tenths of a second of the host clock
 
 
 class EventLedger:
@@ -149,7 +148,7 @@ class EventLedger:
         """Begin a new run; what is before its first event may be incomplete."""
         self.faults.note("new acquisition", f"{self.source}: {why}", f"a new run begins ({self.run + 1})", host_ns)
         self._out += [*self._columns.take(self.run), *self._pairs.take(self.run, None), self._continuity()]
-        self.run = max(self.run + 1, host_ns // RUN_NS)
+        self.run += 1
         self._reset()
 
     def _late(self, event: Event, arrival_ns: int) -> None:

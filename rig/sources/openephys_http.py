@@ -54,7 +54,7 @@ def request(host: str, port: int, method: str, path: str, body: Any = None, time
         raise GuiError(f"{where} answered {reply.status}: {text[:200]!r}", _cure(host, port))
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = f"{where} answered {text[:60]!r}, which is not JSON: this is not the Open Ephys GUI"
         raise GuiError(reason, WRONG_PORT) from error
 

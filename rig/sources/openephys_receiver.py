@@ -16,10 +16,19 @@ import threading
 
 import zmq
 
-from rig import child
+from rig import priority
 from rig.clock import Clock, HostClock
-from rig.sources.openephys_batches import DATA_MESSAGE, EVENT_MESSAGE, MOST_BYTES, MOST_FRAMES, Batch, pack
+from rig.sources.openephys_batches import (
+    DATA_MESSAGE,
+    EVENT_MESSAGE,
+    MOST_BYTES,
+    MOST_FRAMES,
+    SIGN_OF_LIFE_S,
+    Batch,
+    pack,
+)
 from rig.sources.sockets import Subscription
+from rig.supervision import child
 
 MESSAGE_OVERHEAD = 200  # bytes of Python around a message
 AT_ONCE = 256  # messages received between two chances for the writer
@@ -114,11 +123,13 @@ class Waiting:
 
 
 def _write(waiting: Waiting, end: threading.Event) -> None:
-    """Hand on batch after batch until the end (thread body); waits as long as the source does not read."""
+    """Hand on batch after batch until the end (thread body); waits as long as the source does not read.
+
+    Where nothing comes, an empty batch says that this process lives: the source cannot tell otherwise.
+    """
     try:
         while not end.is_set():
-            if not waiting.came.wait(0.2):
-                continue
+            waiting.came.wait(SIGN_OF_LIFE_S)
             batch, dropped, since_ns = waiting.take()
             view = memoryview(pack(batch, dropped, since_ns))
             while view:
@@ -136,27 +147,17 @@ def _until_closed(end: threading.Event) -> None:
     end.set()
 
 
-def real_time() -> str:
-    """Ask for the lowest real-time priority for all threads started from here on; return in words what came of it."""
-    if not hasattr(os, "sched_setscheduler"):
-        return "normal (no SCHED_FIFO on this system)"
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
-    except OSError as error:
-        return f"normal (SCHED_FIFO refused: {error.strerror})"
-    return f"SCHED_FIFO {PRIORITY}"
-
-
 def main() -> int:
     """Receive until the pipe closes."""
     arguments = argparse.ArgumentParser(description="The receiving process of the Open Ephys source.")
     arguments.add_argument("--endpoint", required=True)
     arguments.add_argument("--budget", type=int, required=True, help="bytes that may wait")
     arguments.add_argument("--channels", default="", help="channels whose voltage is kept, as 0,1,2")
+    arguments.add_argument("--ordinary", action="store_true", help="ask for no real-time priority")
     options = arguments.parse_args()
     end = threading.Event()
     threading.Thread(target=_until_closed, args=(end,), name="stdin", daemon=True).start()
-    os.write(1, (real_time() + "\n").encode())
+    os.write(1, (priority.fifo(PRIORITY, not options.ordinary) + "\n").encode())
     channels = frozenset(int(c) for c in options.channels.split(",") if c)
     waiting = Waiting(options.budget, channels, HostClock())
     threading.Thread(target=_write, args=(waiting, end), name="write", daemon=True).start()

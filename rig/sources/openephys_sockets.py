@@ -18,10 +18,12 @@ from rig.sources.sockets import request_socket
 HEARTBEAT_NS = 2_000_000_000
 FEW_BATCHES = 16  # read ahead; what more there is stays with the receiving process, which counts it
 END_S = 3.0
+SILENT_S = 3.0  # the receiving process writes every 0.5 s, whatever its device does; real time, also in a replay
+LOOK_AGAIN_S = 1.0  # of these: who was stopped himself finds his time over and all that came still in the pipe
 
 
 class ReceiverDied(RuntimeError):
-    """The receiving process ended by itself."""
+    """The receiving process ended by itself, or does not go on."""
 
 
 class Receiver:
@@ -31,20 +33,29 @@ class Receiver:
     first drop in `dropped_since_ns` (the reader sets that back to None).
     """
 
-    def __init__(self, endpoint: str, budget_bytes: int, channels: tuple[int, ...] = ()) -> None:
-        """Start the process; it connects by itself. The voltage of `channels` comes with their messages."""
+    def __init__(
+        self, endpoint: str, budget_bytes: int, channels: tuple[int, ...] = (), realtime: bool = True
+    ) -> None:
+        """Start the process; it connects by itself. The voltage of `channels` comes with their messages.
+
+        `realtime`: it asks for the lowest real-time priority.
+        """
         command = [sys.executable, "-m", "rig.sources.openephys_receiver", "--endpoint", endpoint]
         command += ["--budget", str(budget_bytes), "--channels", ",".join(map(str, channels))]
+        command += [] if realtime else ["--ordinary"]
         self.priority = ""
         self.dropped = 0
         self.dropped_since_ns: int | None = None
         self._closing = False
-        self._garbage = ""  # why its pipe was no longer read
+        self._why = ""  # it was killed, where that was our doing
+        self._heard = threading.Event()  # its pipe has said something
         self._over = threading.Event()
         self._batches: queue.Queue[Received] = queue.Queue(FEW_BATCHES)
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._thread = threading.Thread(target=self._read, name="receive", daemon=True)
         self._thread.start()
+        self._watch_thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._watch_thread.start()
 
     @property
     def pid(self) -> int:
@@ -56,34 +67,49 @@ class Receiver:
         pipe = self._process.stdout
         assert pipe is not None  # noqa: S101 - it was asked for
         self.priority = pipe.readline().decode().strip()
+        self._heard.set()
         try:
             while (batch := _read_batch(pipe)) is not None:
                 while not self._closing:
+                    self._heard.set()  # also while the source does not read: it is not the one who is silent
                     try:
                         self._batches.put(batch, timeout=0.1)
                         break
                     except queue.Full:
                         continue
         except ValueError as error:
-            self._garbage = str(error)
+            self._why = str(error)
         finally:
             if not self._closing:  # nobody reads its pipe any more: it must not go on as if
                 self._process.kill()
             self._over.set()
+            self._heard.set()
+
+    def _watch(self) -> None:
+        """Kill the process if it stands still (thread body); its start-up does not count."""
+        self._heard.wait()
+        while not (self._over.is_set() or self._closing):
+            self._heard.clear()
+            if not (self._heard.wait(SILENT_S - LOOK_AGAIN_S) or self._heard.wait(LOOK_AGAIN_S) or self._over.is_set()):
+                self._why = f"the receiving process stood still for {SILENT_S:g} s"
+                self._process.kill()
+                return
 
     def take(self) -> list[Arrived]:
         """Return the messages of one batch, none if nothing came; raises ReceiverDied."""
-        try:
-            batch = self._batches.get_nowait()
-        except queue.Empty:
-            if self._over.is_set() and not self._closing:
-                ended = f"the receiving process ended with exit code {self._process.wait()}"
-                raise ReceiverDied(self._garbage or ended) from None
-            return []
-        if batch.dropped > self.dropped:
-            self.dropped = batch.dropped
-            self.dropped_since_ns = self.dropped_since_ns or batch.dropped_since_ns
-        return messages(batch)
+        while True:
+            try:
+                batch = self._batches.get_nowait()
+            except queue.Empty:
+                if self._over.is_set() and not self._closing:
+                    ended = f"the receiving process ended with exit code {self._process.wait()}"
+                    raise ReceiverDied(self._why or ended) from None
+                return []
+            if batch.dropped > self.dropped:
+                self.dropped = batch.dropped
+                self.dropped_since_ns = self.dropped_since_ns or batch.dropped_since_ns
+            if batch.count:  # others only say that it lives
+                return messages(batch)
 
     def close(self) -> None:
         """End the process and the thread."""
@@ -96,6 +122,8 @@ class Receiver:
             self._process.kill()
             self._process.wait()
         self._thread.join()
+        self._heard.set()
+        self._watch_thread.join()
         if self._process.stdout is not None:
             self._process.stdout.close()
 

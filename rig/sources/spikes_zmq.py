@@ -6,10 +6,9 @@ Called by `rig.sources.__main__`. The bytes are read in `zmq_parse`, accounted f
 
 import numpy as np
 
-from rig import child
-from rig.bus import Peer
 from rig.clock import Clock
-from rig.config_sources import SpikesWireSource
+from rig.config.sources import SpikesWireSource
+from rig.links.peer import Peer
 from rig.messages import (
     Document,
     SpikeBlock,
@@ -19,6 +18,7 @@ from rig.sources.stopping import Say, Stopping
 from rig.sources.zmq_feed import Feed, probe_feed
 from rig.sources.zmq_ledger import Taken
 from rig.sources.zmq_parse import AHEAD_S, I64, SpikesMessage, parse_spikes
+from rig.supervision import child
 
 
 class Spikes:

@@ -7,10 +7,9 @@ business of `rig.responses.traces`.
 
 import numpy as np
 
-from rig import child
-from rig.bus import Peer
 from rig.clock import Clock
-from rig.config_sources import TracesWireSource
+from rig.config.sources import TracesWireSource
+from rig.links.peer import Peer
 from rig.messages import (
     Document,
     TraceBlock,
@@ -21,6 +20,7 @@ from rig.sources.stopping import Say, Stopping
 from rig.sources.zmq_feed import Feed, probe_feed
 from rig.sources.zmq_ledger import Taken
 from rig.sources.zmq_parse import F32, FramesMessage, UnitsMessage, parse_traces
+from rig.supervision import child
 
 
 class Traces:

@@ -12,14 +12,15 @@ from typing import Generic
 
 import zmq
 
-from rig.bus import Peer
 from rig.clock import Clock
-from rig.config_sources import SpikesWireSource, TracesWireSource
+from rig.config.sources import SpikesWireSource, TracesWireSource
+from rig.links.peer import Peer
 from rig.sources.inbox import Inbox
 from rig.sources.sockets import request_socket
 from rig.sources.stopping import Say, Stopping
 from rig.sources.zmq_ledger import Contents, Ledger, M
 from rig.sources.zmq_parse import MAX_ARRAY_BYTES, Refusal, WireName, parse_reply
+from rig.supervision.run_number import run_number
 
 PERIOD_NS = 25_000_000
 FIRST_MESSAGE_NS = 4_000_000_000  # a session that cannot start says why in under 10 s, all start-up included
@@ -97,8 +98,7 @@ class Feed(Generic[M]):
         self._wire, self._source, self._parse, self._contents = wire, source, parse, contents
         self._peer, self._clock, self._stop, self._say = peer, clock, stop, say
         self._start_ns = clock.now_ns()
-        # In tenths of a second of the host clock: new to the session even after a restart of this process.
-        self._ledger = Ledger(source.name, first_run=self._start_ns // 100_000_000)
+        self._ledger = Ledger(source.name, first_run=run_number(clock))
         self._refusal: Refusal | None = None
         self._dropped = 0
         self._unsent_said = False

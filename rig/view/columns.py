@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 FORMAT = "stimloop session view"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HOST = "host monotonic"
 UTC = "utc"
 DEVICE = "device"  # replaced by "device <source>" where the session has only one source
@@ -66,7 +66,7 @@ def sample(name: str, description: str, missing: int | None = None) -> Column:
 SEQ = number("seq", "Sequence number of the journal entry")
 RECEIPT = host("receipt_host_ns", "When the recorder received the document")
 SOURCE = number("source", "Device: row of /sources/name", kind="u1")
-RUN = number("run", "Acquisition run of the device; its samples count anew in each run", kind="i4")
+RUN = number("run", "Acquisition run of the device; its samples count anew in each run")
 ARRIVAL = host("arrival_host_ns", "When the message that carried it was received")
 SLOT = number("slot", "Index into the proposal's plan, -1 for a fallback", -1)
 ROLE = text("role", "candidate, reference, reshow, blank or fallback")
@@ -120,3 +120,18 @@ class Buffer:
     def __len__(self) -> int:
         """Return the number of buffered rows."""
         return len(next(iter(self.pending.values())))
+
+
+@dataclass
+class Stack:
+    """Arrays of one shape that become the rows of one dataset."""
+
+    shape: tuple[int, ...]
+    rows: int = 0
+    pending: list[npt.NDArray[Any]] = field(default_factory=list)
+
+    def append(self, value: npt.NDArray[Any]) -> int:
+        """Add one array and return its row."""
+        self.pending.append(value)
+        self.rows += 1
+        return self.rows - 1

@@ -41,6 +41,7 @@ DEVICE_SCHEMAS: tuple[Schema, ...] = (
             text("clock", "Name of the clock of onset_sample and of the window"),
             Column("usable", "bool", "1", "Whether the response counts"),
             text("reason", 'Why it does not count, "" if it does'),
+            Column("curable", "bool", "1", "Whether showing the image again may cure that"),
             text("onset_source", "photodiode, flip (plus measured lag) or none"),
             sample("onset_sample", "Onset of the image", NO_TIME),
             host("onset_host_ns", "The same onset, mapped to the host clock", NO_TIME),
@@ -160,6 +161,17 @@ DEVICE_SCHEMAS: tuple[Schema, ...] = (
             Column("uncertainty_ns", "i8", "ns", "Bound on the error, for edge and barcode", HOST, NO_TIME),
             RUN,
             SOURCE,
+        ),
+    ),
+    Schema(
+        "barcodes",
+        "One row per barcode that this host sent on a line; what devices made of them is in /clocks",
+        (
+            SEQ,
+            text("output", "Name of the output in the config"),
+            number("number", "Number that was sent"),
+            host("sent_host_ns", "When its first edge went out"),
+            Column("uncertainty_ns", "i8", "ns", "Bound on the error of that", HOST),
         ),
     ),
     Schema(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.messages import (
+    BarcodeSent,
     BehaviourBlock,
     ClockSample,
     Continuity,
@@ -81,6 +82,7 @@ class DeviceFold:
             TraceBlock: self._traces,
             BehaviourBlock: self._behaviour,
             Marker: self._marker,
+            BarcodeSent: self._barcode,
             Continuity: self._continuity_row,
             ClockSample: self._clock_sample,
             Response: self._response,
@@ -155,6 +157,10 @@ class DeviceFold:
             arrival_host_ns=d.arrival_host_ns,
             text=d.text,
         )
+
+    def _barcode(self, entry: Entry, d: BarcodeSent) -> None:
+        values = {"output": d.output, "number": d.number, "sent_host_ns": d.sent_host_ns}
+        self._row("barcodes", seq=entry.envelope.seq, uncertainty_ns=d.uncertainty_ns, **values)
 
     # --- traces and behaviour
 

@@ -7,7 +7,6 @@ drops anything silently: what should be there and is not becomes a row of `fault
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from rig.messages import (
     Entry,
     Fault,
     ModelUpdated,
+    Pause,
     PhaseEnded,
     Presented,
     ProcessStarted,
@@ -31,7 +31,8 @@ from rig.messages import (
     WorkDone,
     kind_of,
 )
-from rig.view.columns import NO_TIME, Buffer
+from rig.view.announced import Announced
+from rig.view.columns import NO_TIME, Buffer, Stack
 from rig.view.devices import DeviceFold, as_json, known
 from rig.view.tables import SCHEMAS
 from stimuli.render import gamma_table
@@ -39,23 +40,9 @@ from stimuli.spec import LatentImage, Stimulus
 
 # Frames of a proposal are kept until they were drawn; a proposal this many proposals old is not drawn any more.
 KEPT_PROPOSALS = 8
+ORIGINS = ("derived_from", "replay_of", "cut_from")  # what a session may be that was not recorded as it stands
 
 Pixels = npt.NDArray[np.uint8]
-
-
-@dataclass
-class Stack:
-    """Arrays of one shape that become the rows of one dataset."""
-
-    shape: tuple[int, ...]
-    rows: int = 0
-    pending: list[npt.NDArray[Any]] = field(default_factory=list)
-
-    def append(self, value: npt.NDArray[Any]) -> int:
-        """Add one array and return its row."""
-        self.pending.append(value)
-        self.rows += 1
-        return self.rows - 1
 
 
 def identity(stimulus: Stimulus) -> str:
@@ -83,12 +70,17 @@ class ViewFold:
             "dirty": "",
             "start_host_ns": NO_TIME,
             "start_utc_ns": NO_TIME,
+            **dict.fromkeys(ORIGINS, ""),
             "closed_in_order": False,
             "stop_requested": "",
             "stop_reason": "",
             "last_seq": 0,
         }
         self.missing_entries = 0
+        self.recorders = 0  # starts of the recorder
+        self._previous = (0, NO_TIME)  # the entry before, and when it was received
+        self._before: dict[str, tuple[int, int]] = {}  # the same for the first entry of each process
+        self._announced = Announced()
         self._gamma = gamma_table(1.0)
         self._stimuli: dict[str, str] = {}
         self._proposals: dict[int, tuple[int, int]] = {}  # number -> (phase, generation)
@@ -102,6 +94,7 @@ class ViewFold:
             SessionStop: self._session_stop,
             Tick: self._tick,
             Fault: self._fault,
+            Pause: self._pause,
             Proposal: self._proposal,
             PhaseEnded: self._phase_ended,
             WorkDone: self._work_done,
@@ -119,6 +112,11 @@ class ViewFold:
             self.missing_entries += 1
             self._hole(entry, "journal entries missing", f"after entry {expected - 1} comes entry {seq}")
         self.attributes["last_seq"] = seq
+        self._before.setdefault(entry.envelope.process, self._previous)
+        self._file(entry)
+        self._previous = (seq, entry.envelope.receipt_host_ns)
+
+    def _file(self, entry: Entry) -> None:
         fold = self._fold.get(type(entry.document))
         if fold is None:
             self._hole(
@@ -127,7 +125,9 @@ class ViewFold:
             return
         try:
             fold(entry, entry.document)
-        except (IndexError, KeyError, ValueError) as error:  # columns of a document that contradict each other
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - columns that contradict each other, and what else cannot be filed
             detail = f"{kind_of(entry.document)} of {entry.envelope.sender}: {type(error).__name__}: {error}"
             self._hole(entry, "document not understood", detail)
 
@@ -162,6 +162,7 @@ class ViewFold:
             dirty="" if d.dirty is None else str(d.dirty).lower(),
             start_host_ns=d.start_host_ns,
             start_utc_ns=d.start_utc_ns,
+            **{name: as_json(o.model_dump()) if (o := getattr(d, name)) else "" for name in ORIGINS},
         )
         try:
             self._gamma = gamma_table(float(d.config["display"]["gamma"]))
@@ -172,9 +173,14 @@ class ViewFold:
             self._hole(entry, "config not understood", f"{type(error).__name__}: {error}")
 
     def _process_started(self, entry: Entry, d: ProcessStarted) -> None:
+        self.recorders += d.name == "recorder"
+        if entry.envelope.sender == "recorder":  # a closed session that is resumed is open again
+            self.attributes["closed_in_order"] = False
         self._row(
             "processes",
             seq=entry.envelope.seq,
+            previous_seq=self._before[entry.envelope.process][0],
+            previous_receipt_host_ns=self._before[entry.envelope.process][1],
             name=d.name,
             pid=d.pid,
             boot_id=d.boot_id,
@@ -188,6 +194,7 @@ class ViewFold:
 
     def _session_stop(self, entry: Entry, d: SessionStop) -> None:
         self.attributes.update(stop_reason=d.reason, closed_in_order=True)
+        self._row("stops", seq=entry.envelope.seq, receipt_host_ns=entry.envelope.receipt_host_ns, reason=d.reason)
         for name, said in {"presentations": d.presentations, "responses": d.responses}.items():
             if self.tables[name].rows != said:
                 detail = f"the session ended with {said}, this file has {self.tables[name].rows}"
@@ -208,6 +215,13 @@ class ViewFold:
             since_host_ns=known(d.since_host_ns),
             presentations=as_json(d.presentations),
         )
+        for row in self._announced.lost(d):
+            phase, generation = self._proposals.get(row["proposal"], (-1, -1))
+            self._row("unrecorded", seq=entry.envelope.seq, phase=phase, generation=generation, **row)
+
+    def _pause(self, entry: Entry, d: Pause) -> None:
+        fields = d.model_dump(exclude={"kind", "version"})
+        self._row("pauses", seq=entry.envelope.seq, receipt_host_ns=entry.envelope.receipt_host_ns, **fields)
 
     # --- what was to be shown
 
@@ -240,6 +254,7 @@ class ViewFold:
             final=d.final,
             fallback=as_json([name(k) for k in d.fallback]),
         )
+        self._announced.proposed(d)
         for k, slot in enumerate(d.plan):
             self._row(
                 "model/plan",
@@ -272,6 +287,8 @@ class ViewFold:
             type=stimulus.spec.type,
             spec=stimulus.spec.model_dump_json(),
             parents=as_json(stimulus.parents),
+            how=stimulus.how,
+            figures=as_json(stimulus.figures),
             latent_size=size,
             latent_row=row if size else -1,
         )
@@ -322,10 +339,12 @@ class ViewFold:
             presentations=len(d.presentations),
             start_host_ns=d.start_host_ns,
         )
+        self._announced.trial(d)
         for presentation, proposal, slot in zip(d.presentations, d.proposals, d.slots, strict=False):
             self._row("trial_plan", trial=d.trial, presentation=presentation, proposal=proposal, slot=slot)
 
     def _presented(self, entry: Entry, d: Presented) -> None:
+        self._announced.recorded(d.presentation)
         phase, generation = self._proposals.get(d.proposal, (-1, -1))
         shown = (d.presentation,)
         if d.proposal not in self._proposals:

@@ -1,0 +1,332 @@
+"""Where a shown image comes from: a fold over the journal that answers it for any presentation.
+
+Fed by `stimloop why` (`rig.why.tree` prints what it finds). Pure: it keeps of each stimulus what made it, of each
+presentation what was shown and what the response to it was used for, and no picture.
+"""
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rig.config.session import Config, EvolvePhase
+from rig.messages import Entry, Fault, Presented, Proposal, Response, SessionStart, TrialIntent
+from rig.shown_again import ShownAgain, Verdict
+from rig.view.announced import MAYBE_SHOWN, NEVER_SHOWN
+from stimuli.generators import DctGenerator
+from stimuli.geometry import image_rect
+from stimuli.render import gamma_table
+from stimuli.spec import LatentImage, Stimulus
+
+KINDS = frozenset({"session_start", "proposal", "presented", "response", "trial_intent", "fault"})
+FIRST_VALUES = 5  # of a latent code that are given
+Key = tuple[int, int]  # proposal and slot
+
+
+class NotInLog(ValueError):
+    """Something that was asked for and is not in the log; the message says what there is instead."""
+
+
+class NotRecorded(NotInLog):
+    """A presentation that was announced and has no record; the message says all that is known of it."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A stimulus and the proposal that named it first."""
+
+    stimulus: Stimulus
+    proposal: int
+    latent: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A proposal without its pictures."""
+
+    seq: int
+    phase: int
+    agent: str
+    generation: int
+    model_version: str
+    tail_from: int
+    plan: tuple[tuple[str, str], ...]
+    """Role and stimulus id of each slot."""
+
+
+@dataclass
+class Provenance:
+    """What the log says about every image."""
+
+    start: SessionStart | None = None
+    config: Config | None = None
+    origins: dict[str, Origin] = field(default_factory=dict)
+    asked: dict[int, Asked] = field(default_factory=dict)
+    shown: dict[int, Presented] = field(default_factory=dict)
+    answers: dict[int, tuple[int, Response]] = field(default_factory=dict)  # presentation -> journal entry, response
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    final: dict[Key, int] = field(default_factory=dict)  # slot -> presentation whose response was told to the agent
+    showings: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    announced: dict[int, tuple[int, Key]] = field(default_factory=dict)  # presentation -> trial and slot
+    accounts: dict[int, str] = field(default_factory=dict)  # presentation -> fault that says what became of it
+    _again: ShownAgain = field(default_factory=lambda: ShownAgain(0))
+
+    def apply(self, entry: Entry) -> None:
+        """Take one entry of the journal; entries in their order, those of other kinds than KINDS may be left out."""
+        document = entry.document
+        if isinstance(document, SessionStart):
+            self.start, self.config = document, Config.model_validate(document.config)
+            self._again = ShownAgain(self.config.presentation.repeats_of_unusable)
+        elif isinstance(document, Proposal):
+            self._proposal(entry.envelope.seq, document)
+        elif isinstance(document, TrialIntent):
+            for number, *key in zip(document.presentations, document.proposals, document.slots, strict=False):
+                self.announced[number] = (document.trial, (key[0], key[1]))
+        elif isinstance(document, Fault):
+            if document.what in MAYBE_SHOWN | NEVER_SHOWN:
+                self.accounts |= {n: document.what for n in document.presentations if n not in self.accounts}
+        elif isinstance(document, Presented):
+            self.shown[document.presentation] = document
+            self.showings[document.stimulus_id].append(document.presentation)
+        elif isinstance(document, Response):
+            self.answers[document.presentation] = (entry.envelope.seq, document)
+            self.verdicts[document.presentation] = verdict = self._again.take(document)
+            if verdict == "final":
+                self.final[document.proposal, document.slot] = document.presentation
+
+    def _proposal(self, seq: int, d: Proposal) -> None:
+        plan = tuple((slot.role, d.stimuli[slot.stimulus].id) for slot in d.plan)
+        self.asked[d.proposal] = Asked(seq, d.phase, d.agent, d.generation, d.model_version, d.tail_from, plan)
+        self._again.planned(d.proposal, len(d.plan))
+        for stimulus in d.stimuli:
+            if stimulus.id not in self.origins:
+                spec = stimulus.spec
+                latent = d.latents[spec.row].copy() if isinstance(spec, LatentImage) else None
+                self.origins[stimulus.id] = Origin(stimulus, d.proposal, latent)
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def explain(self, presentation: int) -> dict[str, Any]:
+        """Return all that led to a presentation and what became of it, as JSON-able values.
+
+        `stimuli` holds its stimulus and every ancestor of it, each once. Raises NotInLog.
+        """
+        if self.start is None or self.config is None:
+            raise NotInLog("the journal does not begin with a SessionStart; nothing can be traced in it")
+        shown = self.shown.get(presentation)
+        if shown is None and presentation in self.announced:
+            raise NotRecorded(self._not_recorded(presentation))
+        if shown is None:
+            there = f"{min(self.shown)} to {max(self.shown)}" if self.shown else "none"
+            raise NotInLog(f"no presentation {presentation} in this session; there are: {there}")
+        if shown.proposal not in self.asked:
+            raise NotInLog(f"presentation {presentation}: its proposal {shown.proposal} is not in the journal")
+        asked = self.asked[shown.proposal]
+        lineage = self._lineage(shown.stimulus_id)
+        return {
+            "session": self._session(self.start),
+            "presentation": {
+                "number": presentation,
+                "trial": shown.trial,
+                "position_in_trial": shown.position_in_trial,
+                "role": shown.role,
+                "stimulus_id": shown.stimulus_id,
+                "frame_sha256": shown.frame_sha256,
+                "complete": shown.complete,
+                "refused": shown.refused,
+                "frame_again": self._frame_again(shown),
+            },
+            "asked_by": self._asked_by(shown.proposal, asked, shown.slot),
+            "response": self._answer(presentation),
+            "used": self._used(shown, asked),
+            "stimuli": {name: self._stimulus(name) for name in lineage},
+        }
+
+    def _not_recorded(self, presentation: int) -> str:
+        trial, (proposal, slot) = self.announced[presentation]
+        account = self.accounts.get(presentation)
+        if account in NEVER_SHOWN:
+            known = f"was never shown ({account})"
+        else:
+            why = f"the rig died ({account})" if account else "the log ends before"
+            known = f"was shown perhaps, and not recorded: {why}; its flips are not known"
+        plan = self.asked[proposal].plan if proposal in self.asked else ()
+        image = f"{plan[slot][1]}, a {plan[slot][0]}" if 0 <= slot < len(plan) else "a fallback or not in the log"
+        again = [n for n in sorted(self.shown) if n > presentation and slot >= 0 and self._key(n) == (proposal, slot)]
+        then = f"shown again as presentation {again[0]}: ask for that" if again else "not shown again"
+        return (
+            f"presentation {presentation} was announced for trial {trial} and {known}. "
+            f"Its image (proposal {proposal}, slot {slot}): {image}; {then}"
+        )
+
+    def presentations_of(self, stimulus_id: str) -> list[int]:
+        """Return the presentations of a stimulus. Raises NotInLog."""
+        if found := self.showings.get(stimulus_id):
+            return found
+        if stimulus_id in self.origins:
+            raise NotInLog(f"stimulus {stimulus_id!r} was proposed, and never shown")
+        examples = ", ".join(list(self.showings)[:3]) or "none"
+        raise NotInLog(f"no stimulus {stimulus_id!r} in this session; its stimuli have names such as {examples}")
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _session(self, start: SessionStart) -> dict[str, Any]:
+        return {
+            "name": start.session,
+            "simulated": start.simulated,
+            "seed": start.config.get("seed"),
+            "program": start.versions.get("stimloop"),
+            "commit": start.commit,
+            "local_changes": start.dirty,
+        }
+
+    def _unit(self, phase: int) -> str | None:
+        """Return the unit for which a phase evolves images, None where it is for all of them."""
+        found = self.config.phases[phase] if self.config is not None else None
+        return found.unit if isinstance(found, EvolvePhase) else None
+
+    def _asked_by(self, number: int, asked: Asked, slot: int) -> dict[str, Any]:
+        part = "fallback" if slot < 0 else "main" if slot < asked.tail_from else "tail"
+        return {
+            "proposal": number,
+            "journal_entry": asked.seq,
+            "slot": slot,
+            "part": part,
+            "phase": asked.phase,
+            "agent": asked.agent,
+            "unit": self._unit(asked.phase),
+            "generation": asked.generation,
+            "agent_state_sha256": asked.model_version,
+        }
+
+    def _answer(self, presentation: int) -> dict[str, Any] | None:
+        if presentation not in self.answers:
+            return None
+        seq, d = self.answers[presentation]
+        rates = {u: float(r) if np.isfinite(r) else None for u, r in zip(d.units, d.rate_hz, strict=True)}
+        return {
+            "presentation": presentation,
+            "journal_entry": seq,
+            "usable": d.usable,
+            "reason": d.reason,
+            "measure": d.measure,
+            "rate_hz": rates,
+            "onset_source": d.onset_source,
+            "coverage": d.coverage,
+        }
+
+    def _used(self, shown: Presented, asked: Asked) -> dict[str, Any]:
+        """Return what the response to a presentation was used for."""
+        verdict = self.verdicts.get(shown.presentation)
+        key, name = (shown.proposal, shown.slot), shown.stimulus_id
+        out: dict[str, Any] = {"told_to_agent": False, "why_not": "", "next_proposal": None, "children": []}
+        if shown.slot < 0:
+            return out | {"why_not": "a fallback, shown because the next proposal was late: agents are not told of it"}
+        if verdict is None:
+            return out | {"why_not": "the log holds no response to it"}
+        if verdict == "again":
+            again = [n for n in self.showings[name] if n > shown.presentation and self._key(n) == key]
+            then = f"shown again as presentation {again[0]}" if again else "to be shown again; the log ends before"
+            return out | {"why_not": f"not usable; the image was {then}"}
+        if verdict == "known":
+            return out | {"why_not": f"presentation {self.final.get(key)} of the same slot already had a response"}
+        after = shown.proposal + 1
+        following = after if after in self.asked and self.asked[after].phase == asked.phase else None
+        scored = shown.role == "candidate" and shown.slot < asked.tail_from
+        children = [n for n, o in self.origins.items() if o.proposal == following and name in o.stimulus.parents]
+        return out | {
+            "told_to_agent": True,
+            "as_missing": not self.answers[shown.presentation][1].usable,
+            "next_proposal": following,
+            "children": children if scored else [],
+        }
+
+    def _key(self, presentation: int) -> Key:
+        return self.shown[presentation].proposal, self.shown[presentation].slot
+
+    def _lineage(self, name: str) -> list[str]:
+        """Return a stimulus and all its ancestors, the nearest first."""
+        found = {name: None}
+        row = [name]
+        while row:
+            row = list(dict.fromkeys(p for n in row for p in self._parents(n) if p not in found))
+            found |= dict.fromkeys(row)
+        return list(found)
+
+    def _parents(self, name: str) -> tuple[str, ...]:
+        return self.origins[name].stimulus.parents if name in self.origins else ()
+
+    def _stimulus(self, name: str) -> dict[str, Any]:
+        origin = self.origins.get(name)
+        if origin is None:
+            return {"missing": "it is not in the journal"}
+        asked, spec = self.asked[origin.proposal], origin.stimulus.spec
+        out: dict[str, Any] = {
+            "spec": spec.model_dump(mode="json", exclude={"row"}),
+            "how": origin.stimulus.how,
+            "figures": origin.stimulus.figures,
+            "phase": asked.phase,
+            "generation": asked.generation,
+            "first_proposal": origin.proposal,
+            "presentations": list(self.showings.get(name, [])),
+            "parents": [self._parent(p, origin.proposal) for p in origin.stimulus.parents],
+        }
+        if origin.latent is not None:
+            out["latent"] = {
+                "size": len(origin.latent),
+                "norm": float(np.linalg.norm(origin.latent.astype(np.float64))),
+                "first": [float(x) for x in origin.latent[:FIRST_VALUES]],
+                "sha256": hashlib.sha256(origin.latent.tobytes()).hexdigest(),
+            }
+            out["generator"] = self._generator_settings(asked.phase)
+            out["random"] = f"numpy default_rng([{self.config.seed if self.config else '?'}, {asked.phase}])"
+        return out
+
+    def _parent(self, name: str, proposal: int) -> dict[str, Any]:
+        """Return a parent with the score for which it was chosen: its final response in the proposal before."""
+        before = self.asked.get(proposal - 1)
+        out: dict[str, Any] = {"stimulus_id": name, "response": None, "rank": None, "of": None}
+        if before is None:
+            return out
+        unit = self._unit(before.phase)
+        scores: dict[str, float] = {}
+        for slot, (role, stimulus) in enumerate(before.plan[: before.tail_from]):
+            used = self.final.get((proposal - 1, slot))
+            if role != "candidate" or used is None:
+                continue
+            response = self.answers[used][1]
+            if stimulus == name:
+                out["response"] = self._answer(used)
+            if response.usable and unit in response.units:
+                scores[stimulus] = float(response.rate_hz[response.units.index(unit)])
+        if name in scores:
+            out |= {"rank": 1 + sum(s > scores[name] for s in scores.values()), "of": len(scores)}
+        return out
+
+    # --- the generator ------------------------------------------------------------------------------------------------
+
+    def _generator_settings(self, phase: int) -> dict[str, Any]:
+        found = self.config.phases[phase] if self.config is not None else None
+        return found.generator.model_dump(mode="json") if isinstance(found, EvolvePhase) else {}
+
+    def _frame_again(self, shown: Presented) -> str | None:
+        """Decode the latent code again and compare: "identical", "different", why not, or None for other stimuli."""
+        origin, config = self.origins.get(shown.stimulus_id), self.config
+        if origin is None or origin.latent is None or config is None:
+            return None
+        if shown.refused:
+            return "not compared: the background was shown in its place"
+        phase, display, place = config.phases[self.asked[origin.proposal].phase], config.display, config.stimulus
+        if not isinstance(phase, EvolvePhase) or not isinstance(origin.stimulus.spec, LatentImage):
+            return "not compared: this version does not know its generator"
+        rect = image_rect(display.size_px, display.width_cm, display.distance_cm, place.size_deg, place.center_deg)
+        g = phase.generator
+        made = DctGenerator(rect.height, rect.width, g.frequencies, g.falloff, g.contrast, display.background)
+        if made.name != origin.stimulus.spec.generator:
+            return f"not compared: this version's generator is {made.name}, not {origin.stimulus.spec.generator}"
+        frame = gamma_table(display.gamma)[made.decode(origin.latent[None])[0]]
+        same = hashlib.sha256(np.ascontiguousarray(frame).tobytes()).hexdigest() == shown.frame_sha256
+        return "identical" if same else "different"
