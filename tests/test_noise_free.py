@@ -117,6 +117,7 @@ animal: {{neurons: 8, noise: none, clock_ppm: 200.0}}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.display
 def test_all_repeats_of_an_image_give_equal_counts_through_the_real_screen(private_screen: str, tmp_path: Path) -> None:
     text = CONFIG.format(port=free_ports())

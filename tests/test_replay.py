@@ -236,6 +236,7 @@ def stimloop(*words: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow  # nine runs of the command, each of which loads torch
 def test_exit_codes_and_words(journal: Path, entries: list[Entry], tmp_path: Path) -> None:
     good = stimloop(str(journal.parent), "--verify")
     assert (good.returncode, good.stderr) == (0, "")

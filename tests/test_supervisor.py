@@ -375,6 +375,7 @@ def test_each_process_is_killed_once_and_the_session_comes_to_its_end(private_sc
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
+@pytest.mark.slow  # the chaos suite does the same many times
 @pytest.mark.display
 def test_a_session_whose_supervisor_was_killed_goes_on_in_its_folder(private_screen: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(config_text(repeats=2))
@@ -416,6 +417,7 @@ def test_a_session_whose_supervisor_was_killed_goes_on_in_its_folder(private_scr
     assert "Traceback" not in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.display
 def test_a_killed_source_costs_the_image_that_was_on_and_not_the_rest_of_the_trial(
     private_screen: str, tmp_path: Path

@@ -155,6 +155,7 @@ def test_a_port_that_is_not_there_is_named(tmp_path: Path) -> None:
         BarcodeSender(Sync(output="sync", line=LINE), output, HostClock(spin_ns=0))
 
 
+@pytest.mark.slow
 @pytest.mark.display
 def test_a_session_with_a_sync_line_has_its_clock_from_barcodes(private_screen: str, tmp_path: Path) -> None:
     port = make_register(tmp_path / "port")
