@@ -26,7 +26,9 @@ REPLAY_OF = "replay_of.json"  # in the folder of a session that is fed with the 
 
 HERE = Path(__file__).parent.parent
 # Whatever decides what the model server's fold makes of the log.
-DECIDING = ("models/**/*.py", "stimuli/*.py", "rig/shown_again.py", "rig/messages.py", "rig/config/*.py")
+DECIDING = (
+    "models/**/*.py", "stimuli/*.py", "rig/shown_again.py", "rig/messages.py", "rig/documents/*.py", "rig/config/*.py",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
