@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rig.config.session import ConfigError, Simulation
+from rig.config.animal import Simulation
+from rig.config.reading import ConfigError
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

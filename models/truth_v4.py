@@ -21,7 +21,8 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from models.truth import unit_names
-from rig.config.session import ConfigError, Simulation
+from rig.config.animal import Simulation
+from rig.config.reading import ConfigError
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -17,7 +17,8 @@ import torch
 
 from models.agents import Agent, Batch, Told, build_from_config
 from rig.clock import Clock, HostClock
-from rig.config.session import Config, load
+from rig.config.reading import load
+from rig.config.session import Config
 from stimuli.limits import mean_luminance
 from stimuli.spec import LatentImage
 

@@ -13,7 +13,8 @@ from models.agents import build_from_config
 from models.agents.evolve import Evolve
 from models.agents.types import Batch, Told
 from models.twin import Twin, reduced
-from rig.config.session import Config, EvolvePhase
+from rig.config.phases import EvolvePhase
+from rig.config.session import Config
 from stimuli.search import PRESETS, XDreamGA
 from stimuli.spec import AnySpec, LatentImage
 

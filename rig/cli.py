@@ -15,7 +15,8 @@ from rich.console import Console
 from rig.animal.commands import fake_app
 from rig.bench.commands import add_replay_bench, bench_app
 from rig.clock import HostClock, StrayReplayClock, replayed
-from rig.config.session import Config, ConfigError, load
+from rig.config.reading import ConfigError, load
+from rig.config.session import Config
 from rig.config.subject import Subject, lacking
 from rig.export.commands import export
 from rig.links.keys_commands import keys_app

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from rig.clock import Clock
 from rig.compare import Compared, compare, onset_figures
-from rig.config.session import Config, EvolvePhase
+from rig.config.phases import EvolvePhase
+from rig.config.session import Config
 from rig.display.guest_rig import SAID_BYE
 from rig.display.virtual import virtual_screen
 from rig.messages import StopRequested

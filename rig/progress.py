@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rig.config.session import Config, EvolvePhase, PresentPhase
+from rig.config.phases import EvolvePhase, PresentPhase
+from rig.config.session import Config
 from rig.config.sources import LslCalciumSource, LslCountSource, TracesWireSource
 from rig.messages import (
     FALLBACK_OVER,

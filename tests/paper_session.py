@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from models.agents import build_from_config
 from models.server import WANTS, ModelServer
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.display.trial import Planner, TrialPlan
 from rig.encoding import encode, encode_entry
 from rig.messages import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.messages import (
     BehaviourBlock,
     ClockSample,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.truth import build
 from rig.animal.process import look_rects, run
-from rig.config.session import load
+from rig.config.reading import load
 from rig.supervision.child import Stop
 from stimuli.geometry import pixel_angles
 

@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from rig.clock import HostClock
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.links.bus import Hub
 from rig.links.keys import client_keys, make, server_keys
 from rig.links.peer import NotWelcome, Peer

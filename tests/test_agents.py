@@ -13,7 +13,8 @@ from models.agents import Agent, Batch, Told, build, build_from_config
 from models.agents.builder import gratings
 from models.agents.evolve import DECODE_CHUNK, Evolve
 from models.agents.present import Present
-from rig.config.session import DctGenerator, EvolvePhase, PresentPhase, parse
+from rig.config.phases import DctGenerator, EvolvePhase, PresentPhase
+from rig.config.reading import parse
 from stimuli.bank import natural_bank
 from stimuli.geometry import image_rect, pixel_angles
 from stimuli.render import render

@@ -26,7 +26,7 @@ from rig.animal.process import look_rects
 from rig.animal.truth_log import Truth, TruthError, TruthLog, read
 from rig.animal.wire import Block
 from rig.clock import FakeClock, HostClock
-from rig.config.session import parse
+from rig.config.reading import parse
 from stimuli.geometry import Rect
 from tests.painter import Painter
 

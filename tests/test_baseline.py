@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.messages import Fault, Proposal, Slot
 from rig.responses.windows import WindowFold
 from stimuli.spec import Blank, Stimulus

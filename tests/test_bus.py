@@ -8,7 +8,8 @@ import pytest
 import zmq
 
 from rig.clock import FakeClock, HostClock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.encoding import encode
 from rig.links.bus import Hub, Malformed, parse_incoming
 from rig.links.peer import Peer, TooMuchUnacked

@@ -7,7 +7,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from rig.config.session import Config, ConfigError, Part, load, parse
+from rig.config.part import Part
+from rig.config.reading import ConfigError, load, parse
+from rig.config.session import Config
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from rig.clock import HostClock
-from rig.config.session import Display, Limits
+from rig.config.screen import Display, Limits
 from rig.display.frames import FrameMaker
 from rig.display.window import NO_SCREEN
 from rig.priority import ask, permitted

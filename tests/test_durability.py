@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rig.clock import HostClock
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.links.bus import Hub
 from rig.links.peer import Peer
 from rig.messages import (

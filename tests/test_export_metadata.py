@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rig.config.session import Config, load, parse
+from rig.config.reading import load, parse
+from rig.config.session import Config
 from rig.config.subject import Subject, lacking
 from rig.preflight.machine import metadata
 from rig.report.page import write

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rig.clock import HostClock
-from rig.config.session import Config, load, parse
+from rig.config.reading import load, parse
+from rig.config.session import Config
 from rig.encoding import encode
 from rig.links.bus import Hub
 from rig.links.peer import Peer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rig.clock import HostClock
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.encoding import BadDocument, decode, encode
 from rig.links.bus import Hub
 from rig.messages import (

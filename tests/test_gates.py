@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.messages import (
     BehaviourBlock,
     ClockSample,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.messages import Gap, Response, SpikeBlock
 from rig.recording.graph import LARGE_BYTES, Encoder, GraphError, Room, class_name, decode, parts_of
 from tests.test_messages import EXAMPLES

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rig.clock import FakeClock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.display.frames import FrameMaker
 from rig.display.guest_rig import GuestRig
 from rig.display.guest_wire import BadRequest, Hello

@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from rig.clock import HostClock
-from rig.config.session import ConfigError, parse
+from rig.config.reading import ConfigError, parse
 from rig.links.bus import Hub, Malformed
 from rig.links.keys import ClientKeys, KeysError, client_keys, listing, make, server_keys
 from rig.links.loopback import NotPrivate, is_loopback, split_endpoint

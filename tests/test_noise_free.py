@@ -11,7 +11,7 @@ import pytest
 
 from rig.animal.device_clock import DeviceClock
 from rig.animal.noise_free import NoiseFreeNeurons, volley
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.messages import Response
 from rig.recording.journal import read_all
 from tests.collector import free_ports
@@ -144,7 +144,7 @@ def test_all_repeats_of_an_image_give_equal_counts_through_the_real_screen(priva
 
 def test_an_animal_without_photodiode_cannot_be_noise_free() -> None:
     from rig.animal.process import make_neurons
-    from rig.config.session import ConfigError
+    from rig.config.reading import ConfigError
 
     config = parse(CONFIG.format(port=5556).replace("width_cm: 30", "width_cm: 30, patch: null"))
     with pytest.raises(ConfigError, match=r"needs display\.patch"):

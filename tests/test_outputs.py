@@ -16,7 +16,7 @@ from rig.animal.openephys_http import GuiHttp, GuiState
 from rig.animal.valve import make_register
 from rig.clock import FakeClock, HostClock
 from rig.config.outputs import Reward
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.links.bus import Hub
 from rig.links.peer import Peer
 from rig.messages import (

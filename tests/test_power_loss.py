@@ -12,7 +12,8 @@ import pytest
 from models.__main__ import restored
 from models.server import WANTS, ModelServer
 from models.snapshot import Snapshot, Snapshots, session_identity
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.encoding import encode, encode_entry
 from rig.messages import (
     Document,

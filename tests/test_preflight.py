@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from rig.clock import HostClock
-from rig.config.session import Config, StimulusPlace
+from rig.config.screen import StimulusPlace
+from rig.config.session import Config
 from rig.messages import BehaviourBlock, ClockSample, Continuity, Document, EdgeBlock, Fault, Gap, SpikeBlock, UnitList
 from rig.preflight.machine import banks, disk, geometry, outputs, realtime
 from rig.preflight.model import judged, warm_up

@@ -5,7 +5,7 @@ from typing import TypeVar
 import numpy as np
 from rich.console import Console
 
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.messages import (
     BehaviourBlock,
     Document,

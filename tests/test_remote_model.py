@@ -15,7 +15,8 @@ import yaml
 from models.remote import NoBank, local_banks, snapshot_folder
 from rig.bench.bad_link import PacketLink, ProxyLink, can_join_namespaces
 from rig.clock import HostClock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.export.images import file_name
 from rig.links.bus import Hub
 from rig.links.keys import client_keys, make, server_keys

@@ -15,7 +15,8 @@ from models.truth import build
 from rig.bench.long_session import LongSession
 from rig.bench.replay import session_s
 from rig.clock import FakeClock, HostClock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.display.places import places
 from rig.encoding import encode, encode_entry
 from rig.messages import (

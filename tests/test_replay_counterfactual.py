@@ -16,7 +16,8 @@ from models.twin import fit, reduced
 from models.what_if import Generation, closed_loop, decode, would_show
 from rig.bench.long_session import LongSession
 from rig.cli import app
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.display.places import places
 from rig.messages import Proposal, Response, SessionStart
 from rig.recording.journal import read_all

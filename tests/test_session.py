@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pytest
 
 from rig.clock import FakeClock, HostClock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.display.frames import FrameMaker
 from rig.display.loop import Session
 from rig.display.places import places

@@ -14,7 +14,8 @@ from models.agents import build_from_config
 from models.server import WANTS, ModelServer
 from models.snapshot import Snapshot, SnapshotError, Snapshots, program_identity, session_identity, usable
 from rig.clock import HostClock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.encoding import encode
 from rig.links.bus import Hub
 from rig.links.peer import Peer

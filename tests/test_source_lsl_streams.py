@@ -20,7 +20,7 @@ from rig.animal.lsl_outlets import LslOutlets, outlet
 from rig.animal.process import open_wire
 from rig.animal.wire import Block, WireError
 from rig.clock import HostClock
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.config.sources import (
     BehaviourSimulation,
     CalciumSimulation,

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from rig.animal.valve import make_register
 from rig.clock import FakeClock, HostClock
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.encoding import encode, encode_entry
 from rig.messages import (
     Envelope,

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from models.truth import V1, Gabor, build, draw_cells
-from rig.config.session import ConfigError, Simulation
+from rig.config.animal import Simulation
+from rig.config.reading import ConfigError
 from stimuli.geometry import Rect, pixel_angles
 
 F32 = npt.NDArray[np.float32]
@@ -116,7 +117,7 @@ def test_a_frame_of_another_size_is_refused() -> None:
 
 def test_v1_needs_no_torch() -> None:
     code = (
-        "import sys, numpy as np; from models.truth import build; from rig.config.session import Simulation;"
+        "import sys, numpy as np; from models.truth import build; from rig.config.animal import Simulation;"
         "build(Simulation(), *np.mgrid[-5:5:20j, -5:5:20j][::-1]); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

@@ -17,7 +17,7 @@ import pytest
 from pynwb import NWBHDF5IO
 
 from rig.clock import FakeClock
-from rig.config.session import load
+from rig.config.reading import load
 from rig.encoding import encode, encode_entry
 from rig.export.csv_tables import write_csv
 from rig.export.nwb import write_nwb

@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 
 from rig.clock import FakeClock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.encoding import encode, encode_entry
 from rig.messages import Document, Entry, Envelope, Fault, Presented, Proposal, Response, TrialIntent
 from rig.recording.journal import JournalWriter

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.messages import (
     ClockSample,
     Continuity,

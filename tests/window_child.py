@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 from rig.clock import HostClock
-from rig.config.session import Display
+from rig.config.screen import Display
 from rig.display.window import Window
 from stimuli.geometry import Rect
 

@@ -11,7 +11,8 @@ import numpy as np
 from models.agents.evolve import Evolve
 from models.agents.present import Present
 from models.agents.types import F64, Agent
-from rig.config.session import Config, EvolvePhase, PresentPhase
+from rig.config.phases import EvolvePhase, PresentPhase
+from rig.config.session import Config
 from stimuli.bank import Bank, folder_bank, natural_bank
 from stimuli.generators import DctGenerator
 from stimuli.geometry import image_rect, pixel_angles

@@ -14,7 +14,7 @@ import numpy as np
 
 from models.agents.ledger import Ledger
 from models.agents.types import F32, F64, U8, Batch, Told
-from rig.config.session import EvolvePhase
+from rig.config.phases import EvolvePhase
 from rig.messages import (
     Slot,
 )

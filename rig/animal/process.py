@@ -34,7 +34,8 @@ from rig.animal.truth_log import TruthError, TruthLog
 from rig.animal.wire import Wire, WireError
 from rig.clock import Clock, HostClock
 from rig.config.outputs import ParallelOutput
-from rig.config.session import Config, ConfigError
+from rig.config.reading import ConfigError
+from rig.config.session import Config
 from rig.config.sources import (
     LslCalciumSource,
     LslCountSource,

@@ -15,7 +15,8 @@ import psutil
 import yaml
 
 from rig.clock import Clock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.config.sources import CalciumSimulation
 from rig.links.peer import Peer
 from rig.messages import (

@@ -20,7 +20,7 @@ from rig.animal.truth_log import read as read_truth
 from rig.bench import chaos_checks as checks
 from rig.bench.chaos_session import CONFIG, PULSE_S, Ran, plan, run
 from rig.clock import Clock
-from rig.config.session import parse
+from rig.config.reading import parse
 from rig.demo import any_screen
 from rig.links.witness import read_notes
 from rig.messages import Entry, Presented

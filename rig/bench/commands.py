@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from rig.clock import HostClock
-from rig.config.session import ConfigError, load
+from rig.config.reading import ConfigError, load
 from rig.display.virtual import NoScreen
 from rig.replay.records import ReplayError
 from rig.supervision.processes import SessionFailed

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from rig.clock import Clock
 from rig.compare import onset_figures
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.demo import simulated_session
 from rig.messages import (
     Presented,

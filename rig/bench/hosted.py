@@ -17,7 +17,7 @@ import psutil
 from rich.console import Console
 
 from rig.clock import HostClock
-from rig.config.session import load
+from rig.config.reading import load
 from rig.messages import PhaseEnded, SessionStop
 from rig.recording.journal import read_all
 from rig.supervision.child import fail, say

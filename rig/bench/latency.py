@@ -20,7 +20,8 @@ import yaml
 from rich.console import Console
 
 from rig.clock import Clock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.demo import any_screen
 from rig.links.peer import Peer
 from rig.messages import (

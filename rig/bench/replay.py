@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from rig.bench.long_session import LongSession
 from rig.clock import Clock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.messages import SessionStart, Tick
 from rig.replay.model_side import LiveFold, ModelSide
 from rig.replay.records import Log, config_of

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from rig.animal.truth_log import Truth, read
 from rig.clock import Clock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.demo import simulated_session
 from rig.messages import Presented, Response
 from rig.progress import expected_s, planned

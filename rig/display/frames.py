@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from rig.config.session import Limits
+from rig.config.screen import Limits
 from rig.messages import (
     Proposal,
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import zmq
 
 from rig.clock import Clock, HostClock
-from rig.config.session import ConfigError, load
+from rig.config.reading import ConfigError, load
 from rig.display.frames import FrameMaker
 from rig.display.guest_rig import GuestRig
 from rig.display.places import places

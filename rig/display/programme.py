@@ -7,7 +7,7 @@ nothing.
 from typing import Protocol
 
 from rig.clock import Clock
-from rig.config.session import Presentation
+from rig.config.screen import Presentation
 from rig.display.frames import FrameMaker, Made
 from rig.display.places import Places
 from rig.display.trial import BadProposal, Planner, Showing, TrialPlan, check_proposal

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rig import priority
 from rig.clock import HostClock
-from rig.config.session import ConfigError, load
+from rig.config.reading import ConfigError, load
 from rig.display.frames import FrameMaker
 from rig.display.loop import Session
 from rig.display.places import places

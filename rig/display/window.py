@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.clock import Clock
-from rig.config.session import Display
+from rig.config.screen import Display
 from rig.display.pacing import FrameGrid
 from stimuli.geometry import Rect
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from rig import priority
 from rig.clock import HostClock
 from rig.config.outputs import ParallelOutput, SerialOutput, onset_line
-from rig.config.session import Config, ConfigError, load
+from rig.config.reading import ConfigError, load
+from rig.config.session import Config
 from rig.links.peer import Peer
 from rig.outputs.company import Company
 from rig.outputs.devices import Device, Marks, Valve, open_device

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rig.clock import Clock, HostClock
-from rig.config.session import Config, ConfigError, load
+from rig.config.reading import ConfigError, load
+from rig.config.session import Config
 from rig.encoding import BadDocument, decode, encode, encode_entry
 from rig.links.bus import REMOTE, Got, Hello, Hub, Incoming, Malformed, Submitted
 from rig.links.keys import KeysError, server_keys

@@ -20,7 +20,9 @@ import numpy.typing as npt
 import yaml
 from scipy.stats import t as student
 
-from rig.config.session import Config, ConfigError, EvolvePhase, parse
+from rig.config.phases import EvolvePhase
+from rig.config.reading import ConfigError, parse
+from rig.config.session import Config
 from rig.messages import RATE_UNITS
 from rig.replay.model_side import AgainstTwin, TwinNeuron, WhatIf
 from rig.replay.recorded import Pictures, RecordedGeneration, RecordedSession, read

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rig.config.session import Baseline
+from rig.config.scoring import Baseline
 from rig.messages import Proposal, Response
 
 LEAST = 10  # presentations: their mean adds a tenth of the variance that a single one would

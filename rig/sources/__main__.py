@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rig.clock import Clock, HostClock
-from rig.config.session import ConfigError, load
+from rig.config.reading import ConfigError, load
 from rig.config.sources import AnySource
 from rig.links.peer import Peer, TooMuchUnacked
 from rig.messages import (

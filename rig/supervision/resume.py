@@ -11,7 +11,8 @@ import psutil
 from rich.console import Console
 
 from rig.clock import Clock
-from rig.config.session import Config, parse
+from rig.config.reading import parse
+from rig.config.session import Config
 from rig.demo import any_screen
 from rig.messages import PhaseEnded, SessionStart
 from rig.recording.journal import in_use, read_all

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import yaml
 
 from rig.clock import Clock
-from rig.config.session import Config, EvolvePhase
+from rig.config.phases import EvolvePhase
+from rig.config.session import Config
 from rig.config.sources import LslSpikeSource, OpenEphysEventsSource, OpenEphysSource, SpikesWireSource
 from rig.encoding import BadDocument
 from rig.messages import (

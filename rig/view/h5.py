@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rig.clock import Clock, HostClock
-from rig.config.session import ConfigError, load
+from rig.config.reading import ConfigError, load
 from rig.config.storage import Storage
 from rig.recording.journal import JournalReader, last_whole_seq
 from rig.supervision.child import Stop, fail, say, shield

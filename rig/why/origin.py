@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rig.config.session import Config, EvolvePhase
+from rig.config.phases import EvolvePhase
+from rig.config.session import Config
 from rig.messages import Entry, Fault, Presented, Proposal, Response, SessionStart, TrialIntent
 from rig.shown_again import ShownAgain, Verdict
 from rig.view.announced import MAYBE_SHOWN, NEVER_SHOWN

@@ -1,0 +1,58 @@
+"""The simulated animal of a config; the controller never reads this part."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rig.config.part import Part
+from rig.config.sources import BehaviourSimulation, CalciumSimulation, WireFaults
+
+
+class Simulation(Part):
+    """What `stimloop animal` simulates; the controller never reads this part."""
+
+    population: Literal["v1", "v4"] = Field(
+        default="v1", description="v1: built in; v4: published compact models from `models`."
+    )
+    models: Path | None = Field(default=None, description="Folder of compact models, for population v4.")
+    recorded: Path | None = Field(
+        default=None, description="Folder with recorded averages and images, to fit the rates (v4)."
+    )
+    session: str | None = Field(default=None, description="Recording session whose neurons are taken (v4).")
+    neurons: int = Field(default=8, ge=1, le=20_000, description="Number of simulated neurons.")
+    seed: int = Field(default=0, ge=0)
+    wire: Literal[
+        "openephys", "openephys_events", "lsl", "lsl_counts", "lsl_calcium", "spikes_zmq", "traces_zmq"
+    ] = "openephys"
+    wire_faults: WireFaults = WireFaults()
+    calcium: CalciumSimulation = CalciumSimulation()
+    behaviour: BehaviourSimulation | None = None
+    sync_port: Path | None = Field(
+        default=None, description="File that is the simulated parallel port of sync.output; its device sees the line."
+    )
+    noise: Literal["none", "poisson", "overdispersed"] = "poisson"
+    latency_s: float = Field(default=0.05, ge=0, le=0.3, description="From light to firing rate, s.")
+    clock_ppm: float = Field(default=40.0, ge=-500, le=500, description="Drift of the device's clock, ppm.")
+    clock_wander_ppm: float = Field(default=5.0, ge=0, le=100, description="Slow wander (20 min period) of it, ppm.")
+    gain_drift: float = Field(default=0.0, ge=0, le=1, description="Slow gain drift, relative sd over 10 min.")
+    dies: dict[str, float] = Field(default={}, description="Unit name: time after start at which it falls silent, s.")
+    saccades: bool = Field(default=False, description="Small gaze jumps of the simulated eye.")
+    blinks: bool = Field(default=False, description="The simulated eye closes now and then.")
+    adaptation: bool = Field(default=False, description="Responses fall with recent activity.")
+    carry_over: float = Field(
+        default=0.0, ge=0, le=1, description="Fraction of the previous image's drive in the next response."
+    )
+    artefacts: bool = Field(default=False, description="Common-mode artefacts: spikes on all units at once.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.population == "v4" and self.models is None:
+            raise ValueError("population v4 needs models: give the folder of your copy of the compact models")
+        nuisances = ("gain_drift", "adaptation", "carry_over", "artefacts", "saccades", "blinks")
+        if self.noise == "none" and (on := [name for name in nuisances if getattr(self, name)]):
+            raise ValueError(
+                f"noise none means that a response depends on the image alone, and {on[0]} would change it; remove "
+                f"{on[0]}, or choose poisson"
+            )
+        return self
