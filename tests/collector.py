@@ -110,19 +110,6 @@ class Running:
         self._collector.hub.close()
 
 
-def free_ports() -> int:
-    """Return a port that is free together with the next one."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
 def openephys_data(name: str) -> Path:
     """Return a capture of a real GUI; skips the test where the data are absent."""
     root = Path(__file__).parents[1]

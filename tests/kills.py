@@ -12,9 +12,9 @@ import psutil
 import yaml
 
 from rig.clock import HostClock
+from rig.links.ports import free_port
 from rig.messages import Entry, Fault, Presented, ProcessStarted
 from rig.recording.journal import JournalReader
-from tests.collector import free_ports
 
 ROOT = Path(__file__).parent.parent
 STIMLOOP = [sys.executable, "-m", "rig.cli"]
@@ -32,7 +32,7 @@ def config_text(port: int | None = None, repeats: int = 4, register: Path | None
         "seed": 3,
         "display": {"size_px": [400, 300], "refresh_hz": 60, "width_cm": 30},
         "presentation": {"on_s": 0.1, "off_s": 0.0667, "images_per_trial": 6, "inter_trial_s": 0.25},
-        "sources": [{"type": "openephys", "name": "probe", "port": port or free_ports(), "http_port": None}],
+        "sources": [{"type": "openephys", "name": "probe", "port": port or free_port(2), "http_port": None}],
         "responses": {"units": ["E01#0", "E02#0"]},
         "phases": [{"agent": "present", "images": ["natural"], "count": 8, "repeats": repeats, "blanks": 1}],
         "animal": {"neurons": 4},

@@ -11,8 +11,8 @@ from rig.animal.device_clock import DeviceClock
 from rig.animal.truth_log import Truth
 from rig.bench.windows import bench_config, differences, row, windows, windows_beside_truth
 from rig.clock import HostClock
+from rig.links.ports import free_port
 from rig.messages import Response
-from tests.test_end_to_end import free_ports
 
 RATE = 30_000.0
 START_NS = 10**12
@@ -124,7 +124,7 @@ def test_the_quirks_are_on() -> None:
 @pytest.mark.timeout(200)
 @pytest.mark.slow
 def test_every_count_of_a_real_session_is_true(tmp_path: Path, private_screen: str) -> None:
-    figures = windows(0.15, tmp_path, HostClock(), Console(quiet=True), free_ports())
+    figures = windows(0.15, tmp_path, HostClock(), Console(quiet=True), free_port(2))
     json.dumps(figures)
     lit, dark = figures["rows"]
     assert (lit["photodiode"], dark["photodiode"]) == (True, False)

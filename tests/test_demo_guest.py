@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from rig.display.guest_rig import SAID_BYE
+from rig.links.ports import free_port
 from rig.messages import Presented, StopRequested
 from rig.recording.journal import read_all
-from tests.test_end_to_end import STIMLOOP, children_of, free_ports
+from tests.test_end_to_end import STIMLOOP, children_of
 
 ROOT = Path(__file__).parent.parent
 GUEST = """
@@ -35,8 +36,8 @@ loop.ask(say="bye", reason="the animal is tired")
 @pytest.mark.timeout(150)
 def test_a_guest_that_says_bye_ends_the_session_in_order(tmp_path: Path, private_screen: str) -> None:
     raw = yaml.safe_load((ROOT / "configs" / "guest.yaml").read_text())
-    raw["guest"]["port"] = free_ports()
-    raw["sources"][0]["port"] = free_ports()
+    raw["guest"]["port"] = free_port(2)
+    raw["sources"][0]["port"] = free_port(2)
     raw["display"].update(size_px=[400, 300], width_cm=20)
     raw["animal"]["neurons"] = 4
     assert raw["phases"][0]["agent"] == "evolve", "its goal is an evolution, which six presentations are not"

@@ -6,7 +6,6 @@ One short session (an evolution of three generations) is run once and looked at 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
+from rig.links.ports import free_port
 from rig.messages import (
     Entry,
     Fault,
@@ -37,19 +37,6 @@ from rig.recording.journal import read_all
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.display, pytest.mark.timeout(240)]
 STIMLOOP = [sys.executable, "-m", "rig.cli"]
-
-
-def free_ports() -> int:
-    """Return a port that is free together with the next one."""
-    while True:
-        with socket.socket() as a, socket.socket() as b:
-            a.bind(("127.0.0.1", 0))
-            port = int(a.getsockname()[1])
-            try:
-                b.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 def config_text(port: int, generations: int = 3) -> str:
@@ -83,7 +70,7 @@ def session(tmp_path_factory: pytest.TempPathFactory, private_screen: str) -> It
     """Run one short session with the animal, as `stimloop demo --config` does; return its folder and the output."""
     base = tmp_path_factory.mktemp("loop")
     config = base / "short.yaml"
-    config.write_text(config_text(free_ports()))
+    config.write_text(config_text(free_port(2)))
     done = subprocess.run(
         [*STIMLOOP, "demo", "--config", str(config), "--sessions", str(base / "sessions")],
         cwd=ROOT,
@@ -215,7 +202,7 @@ def test_a_signal_ends_a_session_in_order_also_after_its_view_was_killed(
     tmp_path: Path, private_screen: str, number: signal.Signals
 ) -> None:
     config = tmp_path / "long.yaml"
-    config.write_text(config_text(free_ports(), generations=500))
+    config.write_text(config_text(free_port(2), generations=500))
     process = subprocess.Popen(
         [*STIMLOOP, "demo", "--config", str(config), "--sessions", str(tmp_path / "sessions")],
         cwd=ROOT,
@@ -248,11 +235,11 @@ def test_a_signal_ends_a_session_in_order_also_after_its_view_was_killed(
 
 def test_a_source_that_is_not_there_ends_the_run_with_its_cure(tmp_path: Path, private_screen: str) -> None:
     config = tmp_path / "nobody.yaml"
-    config.write_text(config_text(free_ports()))
+    config.write_text(config_text(free_port(2)))
     refused = subprocess.run([*STIMLOOP, "run", str(config)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 2
     assert "subject: missing" in refused.stderr  # nobody's data may be labelled as simulated by default
-    config.write_text(config_text(free_ports()) + "subject: {id: m1, species: Macaca mulatta}\n")
+    config.write_text(config_text(free_port(2)) + "subject: {id: m1, species: Macaca mulatta}\n")
     done = subprocess.run(
         [*STIMLOOP, "run", str(config), "--sessions", str(tmp_path / "sessions")],
         cwd=ROOT,

@@ -16,11 +16,12 @@ import pytest
 from rig.animal.fake_openephys import Activity, FakeSettings
 from rig.clock import HostClock
 from rig.config.sources import OpenEphysEventsSource, OpenEphysSource
+from rig.links.ports import free_port
 from rig.messages import Continuity, EdgeBlock, Fault, Marker, SpikeBlock
 from rig.sources.openephys import OpenEphys, probe
 from rig.sources.openephys_events import OpenEphysEvents
 from rig.sources.openephys_http import mode, request, send_message
-from tests.collector import Collector, Running, free_ports
+from tests.collector import Collector, Running
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,7 +70,7 @@ def truth_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("style", ["0.6", "1.0"])
 def test_what_the_real_source_reads_is_what_the_truth_says(tmp_path: Path, style: str) -> None:
-    port, folder = free_ports(), tmp_path / "truth"
+    port, folder = free_port(2), tmp_path / "truth"
     options = ("--port", str(port), "--units", "3", "--rate", "100", "--channels", "2", "--truth", str(folder))
     collector = Collector()
     with listen(collector, port) as running:
@@ -94,7 +95,7 @@ def test_what_the_real_source_reads_is_what_the_truth_says(tmp_path: Path, style
 
 
 def test_faults_are_thrown_when_they_should_be_and_the_source_tells_them(tmp_path: Path) -> None:
-    port, folder = free_ports(), tmp_path / "truth"
+    port, folder = free_port(2), tmp_path / "truth"
     options = ("--port", str(port), "--rate", "100", "--channels", "1", "--truth", str(folder))
     collector = Collector()
     with listen(collector, port) as running:
@@ -108,8 +109,8 @@ def test_faults_are_thrown_when_they_should_be_and_the_source_tells_them(tmp_pat
 
 
 def test_http_messages_arrive_and_idle_stops_the_data(tmp_path: Path) -> None:
-    port, folder = free_ports(), tmp_path / "truth"
-    http = free_ports()
+    port, folder = free_port(2), tmp_path / "truth"
+    http = free_port(2)
     options = ("--port", str(port), "--http-port", str(http), "--rate", "50", "--truth", str(folder))
     collector = Collector()
     with listen(collector, port, http) as running:
@@ -129,7 +130,7 @@ def test_http_messages_arrive_and_idle_stops_the_data(tmp_path: Path) -> None:
 
 
 def test_the_event_broadcaster_beside_it_carries_the_same_events(tmp_path: Path) -> None:
-    port, events, folder = free_ports(), free_ports(), tmp_path / "truth"
+    port, events, folder = free_port(2), free_port(2), tmp_path / "truth"
     source = OpenEphysEventsSource(name="probe", port=events, http_port=None)
     collector = Collector()
     with Running(
@@ -144,7 +145,7 @@ def test_the_event_broadcaster_beside_it_carries_the_same_events(tmp_path: Path)
 
 def test_it_ends_by_itself_and_says_what_it_sent(tmp_path: Path) -> None:
     done = subprocess.run(
-        command("--port", str(free_ports()), "--duration", "0.5", "--truth", str(tmp_path / "t")),
+        command("--port", str(free_port(2)), "--duration", "0.5", "--truth", str(tmp_path / "t")),
         cwd=ROOT, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -162,7 +163,7 @@ def test_it_ends_by_itself_and_says_what_it_sent(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_clear_line(options: tuple[str, ...], words: tuple[str, ...]) -> None:
-    given = options if "--port" in options else (*options, "--port", str(free_ports()))
+    given = options if "--port" in options else (*options, "--port", str(free_port(2)))
     done = subprocess.run(
         command(*given), cwd=ROOT, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
     )
@@ -174,7 +175,7 @@ def test_mistakes_are_one_clear_line(options: tuple[str, ...], words: tuple[str,
 
 def test_a_truth_folder_that_is_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("1")
-    given = command("--port", str(free_ports()), "--truth", str(tmp_path))
+    given = command("--port", str(free_port(2)), "--truth", str(tmp_path))
     done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     assert done.returncode == 2
     assert "not empty" in json.loads(done.stdout.splitlines()[-1])["failed"]
@@ -204,7 +205,7 @@ def test_activity_is_seeded_and_its_wave_is_exact() -> None:
     ],
 )
 def test_port_conflicts_that_the_fake_plays_are_named_by_the_source(fault: str, words: str) -> None:
-    port = free_ports()
+    port = free_port(2)
     with fake("--port", str(port), "--fault", fault):
         reason, cure = probe(OpenEphysSource(name="probe", port=port, http_port=None), HostClock(), 0.5)
     assert words.format(port=port, next=port + 1) in reason

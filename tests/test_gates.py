@@ -13,6 +13,7 @@ import yaml
 
 from rig.config.reading import parse
 from rig.config.session import Config
+from rig.links.ports import free_port
 from rig.messages import (
     BehaviourBlock,
     ClockSample,
@@ -30,7 +31,7 @@ from rig.messages import (
 )
 from rig.recording.journal import read_all
 from rig.responses.windows import WindowFold
-from tests.test_end_to_end import STIMLOOP, children_of, free_ports
+from tests.test_end_to_end import STIMLOOP, children_of
 
 ROOT = Path(__file__).parent.parent
 HOST0 = 5_000_000_000
@@ -364,7 +365,7 @@ def gates_config(mark: str) -> dict[str, Any]:
     raw: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "gates.yaml").read_text(encoding="utf-8"))
     stream = f"behaviour-{mark}"  # streams are found by name on the whole machine
     raw["display"] |= {"size_px": [400, 300], "width_cm": 30}
-    raw["sources"][0]["port"] = free_ports()
+    raw["sources"][0]["port"] = free_port(2)
     raw["sources"][1]["stream"] = stream
     raw["phases"] = [{"agent": "present", "images": ["natural"], "count": 6, "repeats": 6, "blanks": 1}]
     raw["animal"] |= {"neurons": 4, "dies": {"E04#0": 14.0}}

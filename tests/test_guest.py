@@ -21,6 +21,7 @@ from rig.display.guest_rig import GuestRig
 from rig.display.guest_wire import BadRequest, Hello
 from rig.display.guest_wire import parse as parse_request
 from rig.display.places import places
+from rig.links.ports import free_port
 from rig.messages import (
     ClockSample,
     Document,
@@ -41,7 +42,7 @@ from rig.messages import (
 from rig.provenance import process_started
 from rig.recording.journal import read_all
 from stimuli.spec import Blank, LatentImage, Stimulus
-from tests.test_end_to_end import STIMLOOP, children_of, free_ports
+from tests.test_end_to_end import STIMLOOP, children_of
 
 ROOT = Path(__file__).parent.parent
 MS = 1_000_000
@@ -346,8 +347,8 @@ def test_the_client_is_about_thirty_lines() -> None:
 @pytest.mark.timeout(150)
 def test_a_session_with_the_documented_guest(tmp_path: Path, private_screen: str) -> None:
     raw = yaml.safe_load((ROOT / "configs" / "guest.yaml").read_text())
-    raw["guest"]["port"] = free_ports()
-    raw["sources"][0]["port"] = free_ports()
+    raw["guest"]["port"] = free_port(2)
+    raw["sources"][0]["port"] = free_port(2)
     raw["display"].update(size_px=[400, 300], width_cm=20)
     raw["phases"] = [{"agent": "present", "images": ["natural"], "count": 4, "repeats": 3, "blanks": 1}]
     raw["animal"]["neurons"] = 4

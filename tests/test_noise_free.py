@@ -12,9 +12,9 @@ import pytest
 from rig.animal.device_clock import DeviceClock
 from rig.animal.noise_free import NoiseFreeNeurons, volley
 from rig.config.reading import parse
+from rig.links.ports import free_port
 from rig.messages import Response
 from rig.recording.journal import read_all
-from tests.collector import free_ports
 
 ROOT = Path(__file__).parent.parent
 UNITS = ("E01#0", "E02#0", "E03#0")
@@ -120,7 +120,7 @@ animal: {{neurons: 8, noise: none, clock_ppm: 200.0}}
 @pytest.mark.slow
 @pytest.mark.display
 def test_all_repeats_of_an_image_give_equal_counts_through_the_real_screen(private_screen: str, tmp_path: Path) -> None:
-    text = CONFIG.format(port=free_ports())
+    text = CONFIG.format(port=free_port(2))
     (tmp_path / "config.yaml").write_text(text)
     sessions = tmp_path / "sessions"
     command = [sys.executable, "-m", "rig.cli", "demo", "--config", str(tmp_path / "config.yaml")]

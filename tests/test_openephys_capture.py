@@ -12,6 +12,7 @@ import zmq
 from rig.animal.openephys_wire import heartbeat_reply
 from rig.clock import HostClock
 from rig.config.sources import OpenEphysSource
+from rig.links.ports import free_port
 from rig.messages import (
     ClockSample,
     Continuity,
@@ -22,7 +23,7 @@ from rig.messages import (
 from rig.sources.continuity import Ledger
 from rig.sources.openephys import OpenEphys
 from rig.sources.openephys_parse import Data, Message, Refusal, Spike, Ttl, parse, who_replied
-from tests.collector import Collector, Running, free_ports, openephys_data
+from tests.collector import Collector, Running, openephys_data
 
 
 def records(path: Path) -> list[list[Any]]:
@@ -154,7 +155,7 @@ def test_clock_pairs_hold_the_rate_of_the_file_reader() -> None:
 def test_replayed_over_a_real_socket(name: str) -> None:
     sent = [frames for _, frames in messages(openephys_data(name))]
     expected = Counter(type(parse(frames)).__name__ for frames in sent)
-    port = free_ports()
+    port = free_port(2)
     source = OpenEphysSource(name="probe", port=port)
     collector = Collector()
     with zmq.Context() as context, context.socket(zmq.XPUB) as publisher:

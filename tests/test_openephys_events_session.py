@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rig.links.ports import free_port
 from rig.messages import (
     Continuity,
     Entry,
@@ -17,7 +18,6 @@ from rig.messages import (
     SessionStop,
 )
 from rig.recording.journal import read_all
-from tests.collector import free_ports
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.display, pytest.mark.timeout(120)]
@@ -30,7 +30,7 @@ def documents(log: list[Entry], kind: type) -> list[Any]:
 def test_a_session_over_the_event_broadcaster(tmp_path: Path, private_screen: str) -> None:
     settings = yaml.safe_load((ROOT / "configs" / "openephys_events.yaml").read_text(encoding="utf-8"))
     settings["display"] |= {"size_px": [400, 300], "width_cm": 30}
-    settings["sources"][0] |= {"port": free_ports(), "http_port": free_ports()}
+    settings["sources"][0] |= {"port": free_port(2), "http_port": free_port(2)}
     settings["animal"]["neurons"] = 4
     settings["phases"] = [{"agent": "present", "images": ["natural"], "count": 6, "repeats": 3, "blanks": 1}]
     config = tmp_path / "short.yaml"

@@ -12,11 +12,12 @@ import pytest
 from rig.animal.openephys_http import GuiHttp, GuiState, Output, answer, body
 from rig.animal.wire import WireError
 from rig.clock import FakeClock, HostClock
+from rig.links.ports import free_port
 from rig.messages import Fault, Marker
 from rig.sources.columns import Faults
 from rig.sources.openephys_gui import GuiDiary
 from rig.sources.openephys_http import GuiError, GuiWatch, ModeChange, mode, request, send_message
-from tests.collector import free_ports, openephys_data
+from tests.collector import openephys_data
 
 OUTPUTS = (Output("ZMQ Interface", 5556), Output("ZMQ Interface", 5558, empty_mask=True))
 
@@ -27,7 +28,7 @@ def state(**fields: Any) -> GuiState:
 
 @pytest.fixture
 def gui() -> Iterator[tuple[GuiState, int]]:
-    port = free_ports()
+    port = free_port(2)
     served = GuiHttp(state(), port)
     yield served.state, port
     served.close()
@@ -128,7 +129,7 @@ def test_a_message_arrives_and_a_long_one_is_refused(gui: tuple[GuiState, int]) 
 
 
 def test_nobody_there_is_an_error_with_a_cure() -> None:
-    port = free_ports()
+    port = free_port(2)
     with pytest.raises(GuiError, match=f"127.0.0.1:{port}") as raised:
         mode("127.0.0.1", port)
     assert "http_port" in raised.value.cure

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rig.links.ports import free_port
 from rig.messages import (
     Continuity,
     Entry,
@@ -14,7 +15,6 @@ from rig.messages import (
     Response,
 )
 from rig.recording.journal import read_all
-from tests.collector import free_ports
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.display, pytest.mark.timeout(150)]
@@ -43,7 +43,7 @@ def run(tmp_path: Path, text: str) -> list[Entry]:
 
 def test_quirks_and_faults_leave_no_silence(tmp_path: Path, private_screen: str) -> None:
     faults = "quirks: true, switches: [drop@8, freeze@10, restart_reset@13]"
-    log = run(tmp_path, CONFIG.format(port=free_ports(), more="", units='"E01#0", "E02#0"', count=20, faults=faults))
+    log = run(tmp_path, CONFIG.format(port=free_port(2), more="", units='"E01#0", "E02#0"', count=20, faults=faults))
     told = {e.document.what for e in log if isinstance(e.document, Fault)}
     assert {"non-ASCII name", "messages lost", "samples missing", "acquisition restarted"} <= told
     presented = [e.document for e in log if isinstance(e.document, Presented)]
@@ -58,7 +58,7 @@ def test_quirks_and_faults_leave_no_silence(tmp_path: Path, private_screen: str)
 
 def test_multi_unit_activity_of_our_own_threshold(tmp_path: Path, private_screen: str) -> None:
     more = "multiunit: {channels: [0, 1], threshold_sd: -5}"
-    log = run(tmp_path, CONFIG.format(port=free_ports(), more=more, units='"MUA0", "MUA1"', count=8, faults=""))
+    log = run(tmp_path, CONFIG.format(port=free_port(2), more=more, units='"MUA0", "MUA1"', count=8, faults=""))
     responses = [e.document for e in log if isinstance(e.document, Response)]
     assert len(responses) == 20
     usable = [r for r in responses if r.usable]

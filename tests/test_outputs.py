@@ -19,6 +19,7 @@ from rig.config.outputs import Reward
 from rig.config.reading import parse
 from rig.links.bus import Hub
 from rig.links.peer import Peer
+from rig.links.ports import free_port
 from rig.messages import (
     Document,
     Entry,
@@ -36,7 +37,6 @@ from rig.outputs.service import Outputs
 from rig.provenance import process_started
 from rig.recording.journal import read_all
 from rig.recording.recorder import Recorder
-from tests.collector import free_ports
 from tests.observer import LOW_WITHIN_MS, observed
 
 ROOT = Path(__file__).parent.parent
@@ -559,7 +559,7 @@ def test_markers_reach_an_inlet_with_the_time_of_their_flip(tmp_path: Path) -> N
 
 def test_trials_are_labelled_in_the_recording_of_the_gui(tmp_path: Path) -> None:
     state = GuiState("ProbeA", 4, 30_000.0, (), mode="RECORD")
-    port = free_ports()
+    port = free_port(2)
     server = GuiHttp(state, port)
     try:
         with session(tmp_path, [{"type": "openephys_messages", "http_port": port}]) as running:
@@ -572,7 +572,7 @@ def test_trials_are_labelled_in_the_recording_of_the_gui(tmp_path: Path) -> None
 
 
 def test_a_gui_that_is_away_is_a_fault_and_holds_nobody_up(tmp_path: Path) -> None:
-    outputs = [{"type": "openephys_messages", "http_port": free_ports()}, {"type": "print", "name": "valve"}]
+    outputs = [{"type": "openephys_messages", "http_port": free_port(2)}, {"type": "print", "name": "valve"}]
     with session(tmp_path, outputs, VALVE) as running:
         running.rig.send(ask("label", "gui", "message", text="trial=0"))
         running.rig.send(ask("reward"))

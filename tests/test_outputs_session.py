@@ -13,9 +13,9 @@ import yaml
 
 from rig.animal.valve import make_register
 from rig.clock import HostClock
+from rig.links.ports import free_port
 from rig.messages import Document, Fault, OutputDone, OutputRequest, Presented, ProcessStarted, TrialIntent
 from rig.recording.journal import read_all
-from tests.collector import free_ports
 from tests.observer import LOW_WITHIN_MS, observed
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.display, pytest.mark.timeout(120)]
 def short(folder: Path, **changes: Any) -> Path:
     """Write configs/reward.yaml with a few images only, and `changes`; return its path."""
     raw = yaml.safe_load((ROOT / "configs" / "reward.yaml").read_text())
-    raw["sources"][0] |= {"port": free_ports(), "http_port": None}
+    raw["sources"][0] |= {"port": free_port(2), "http_port": None}
     raw["display"] = {"size_px": [400, 300], "width_cm": 30, "refresh_hz": 60}
     raw["phases"][0] |= {"count": 4, "repeats": 3, "blanks": 1}
     raw |= changes

@@ -15,6 +15,7 @@ import yaml
 from rig.clock import HostClock
 from rig.config.screen import StimulusPlace
 from rig.config.session import Config
+from rig.links.ports import free_port
 from rig.messages import BehaviourBlock, ClockSample, Continuity, Document, EdgeBlock, Fault, Gap, SpikeBlock, UnitList
 from rig.preflight.machine import banks, disk, geometry, outputs, realtime
 from rig.preflight.model import judged, warm_up
@@ -22,7 +23,6 @@ from rig.preflight.photodiode import answer, photodiode
 from rig.preflight.result import Result
 from rig.preflight.screen import BLACK_S, SEED, WHITE_S
 from rig.preflight.sources import Heard, judge, listening
-from tests.collector import free_ports
 
 ROOT = Path(__file__).parents[1]
 RATE = 30_000.0
@@ -143,7 +143,7 @@ def test_a_rhythm_that_asks_for_more_reward_than_a_minute_allows(tmp_path: Path)
 
 
 def test_messages_for_a_gui_that_is_not_there() -> None:
-    port = free_ports()
+    port = free_port(2)
     (result,) = outputs(config(outputs=[{"type": "openephys_messages", "http_port": port}]))
     assert result.status == "fail"
     assert str(port) in result.message
@@ -427,7 +427,7 @@ def test_without_a_screen_it_was_not_looked_at() -> None:
 @contextmanager
 def playing(*options: str) -> Iterator[int]:
     """Run `stimloop fake openephys`; yields its port."""
-    port = free_ports()
+    port = free_port(2)
     command = [sys.executable, "-m", "rig.cli", "fake", "openephys", "--port", str(port), "--channels", "2", *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
     try:
@@ -470,7 +470,7 @@ def test_a_lossy_device_is_seen(tmp_path: Path) -> None:
 
 
 def test_nobody_on_the_port(tmp_path: Path) -> None:
-    port = free_ports()
+    port = free_port(2)
     (result,) = listened(probe_config(port), tmp_path)
     assert result.status == "fail"
     assert f"127.0.0.1:{port}" in result.message
@@ -486,7 +486,7 @@ def test_another_stream(tmp_path: Path) -> None:
 
 def test_the_command_prints_cures_and_fails_with_1(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(probe_config(free_ports()).model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(probe_config(free_port(2)).model_dump(mode="json")))
     without_screen = {k: v for k, v in os.environ.items() if k != "DISPLAY"} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "rig.cli", "check", str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=60,
@@ -504,7 +504,7 @@ def test_the_command_prints_cures_and_fails_with_1(tmp_path: Path) -> None:
 
 @pytest.mark.display
 def test_all_is_well_with_the_simulated_animal(private_screen: str, tmp_path: Path) -> None:
-    settings = probe_config(free_ports())
+    settings = probe_config(free_port(2))
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     command = [sys.executable, "-m", "tests.run_animal", str(path), str(tmp_path / "truth")]

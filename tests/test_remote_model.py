@@ -21,12 +21,13 @@ from rig.export.images import file_name
 from rig.links.bus import Hub
 from rig.links.keys import client_keys, make, server_keys
 from rig.links.peer import NotWelcome, Peer
+from rig.links.ports import free_port
 from rig.messages import Document, Fault, Proposal, Response, SessionStart, SessionStop
 from rig.provenance import program
 from rig.recording.journal import read_all
 from rig.recording.recorder import Recorder
 from tests.test_bus import CONFIG, start
-from tests.test_end_to_end import config_text, free_ports
+from tests.test_end_to_end import config_text
 
 ROOT = Path(__file__).parent.parent
 
@@ -167,9 +168,9 @@ def run_session(folder: Path, cut_s: float, generations: int, link: PacketLink |
     """Run a simulated session whose model server is behind `link`, cut for a while; return what the log holds."""
     make(folder / "keys", "model")
     spaces = isinstance(link, PacketLink)
-    port = free_ports()
+    port = free_port(2)
     address = PacketLink.addresses[0] if spaces else "127.0.0.1"
-    raw = yaml.safe_load(config_text(free_ports(), generations))
+    raw = yaml.safe_load(config_text(free_port(2), generations))
     raw["processes"] = {"model_server": {"bind": f"tcp://{address}:{port}", "keys": str(folder / "keys" / "server")}}
     (folder / "c.yaml").write_text(yaml.safe_dump(raw))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -22,6 +22,7 @@ from rig.animal.openephys_wire import data_frames, spike_frames, spike_waveform,
 from rig.animal.wire import Block
 from rig.clock import HostClock
 from rig.config.sources import Multiunit, OpenEphysSource
+from rig.links.ports import free_port
 from rig.messages import (
     ClockSample,
     Continuity,
@@ -32,7 +33,7 @@ from rig.messages import (
 )
 from rig.sources.openephys import OpenEphys, probe
 from rig.sources.openephys_sockets import Receiver, ReceiverDied
-from tests.collector import Collector, Running, free_ports
+from tests.collector import Collector, Running
 
 UNITS = ("E01#0", "E02#0", "E03#1")
 N = 696
@@ -71,7 +72,7 @@ class Gui:
 
 @pytest.fixture
 def gui() -> Iterator[Gui]:
-    served = Gui(free_ports())
+    served = Gui(free_port(2))
     yield served
     served.close()
 
@@ -303,7 +304,7 @@ def test_a_frozen_receiving_process_loses_and_declares_it(gui: Gui) -> None:
 @pytest.mark.parametrize("name", ["back_jump", "clock_step", "late_block", "exit_mid_message", "non_ascii"])
 def test_switches_by_name_lose_nothing_in_silence(name: str) -> None:
     timed = SWITCHES[name].seconds is not None
-    gui = Gui(free_ports(), stream=None, switches=(f"{name}@1.5",) if timed else (name,))
+    gui = Gui(free_port(2), stream=None, switches=(f"{name}@1.5",) if timed else (name,))
     gui._first = 100_000
     collector = Collector()
     try:
@@ -334,7 +335,7 @@ def test_switches_by_name_lose_nothing_in_silence(name: str) -> None:
 
 
 def test_quirks_of_a_healthy_device_cost_nothing() -> None:
-    gui = Gui(free_ports(), stream=None, quirks=True)
+    gui = Gui(free_port(2), stream=None, quirks=True)
     collector = Collector()
     try:
         with start(collector, gui.port) as running:
@@ -349,7 +350,7 @@ def test_quirks_of_a_healthy_device_cost_nothing() -> None:
 
 
 def test_blocks_that_are_too_short_leave_gaps_where_spikes_may_be_lost() -> None:
-    gui = Gui(free_ports(), switches=("short_blocks",))
+    gui = Gui(free_port(2), switches=("short_blocks",))
     collector = Collector()
     try:
         with start(collector, gui.port) as running:
@@ -365,7 +366,7 @@ def test_blocks_that_are_too_short_leave_gaps_where_spikes_may_be_lost() -> None
 
 def test_units_of_our_own_threshold_over_the_wire() -> None:
     voltage = Voltage(2, len(UNITS), np.random.default_rng(3))
-    gui = Gui(free_ports(), channels=2, voltage=voltage)
+    gui = Gui(free_port(2), channels=2, voltage=voltage)
     settings = Multiunit(channels=(0, 1), threshold_sd=-5.0)
     source = OpenEphysSource(name="probe", port=gui.port, http_port=None, multiunit=settings)
     collector = Collector()
@@ -419,14 +420,14 @@ def publish_until_over(port: int, frames: list[bytes]) -> Running:
     ],
 )
 def test_another_plugin_on_the_port_is_named_at_once(frames: list[bytes], named: str) -> None:
-    running = publish_until_over(free_ports(), frames)
+    running = publish_until_over(free_port(2), frames)
     assert running.code == 2
     assert named in running.said[0]["failed"]
 
 
 def test_headers_beyond_repair_are_named_when_nothing_else_comes() -> None:
     running = publish_until_over(
-        free_ports(), [b"EVENT\x00", '{"spike": {"stream": "\u00e9\u00e9\u00e9", "x'.encode(), b""]
+        free_port(2), [b"EVENT\x00", '{"spike": {"stream": "\u00e9\u00e9\u00e9", "x'.encode(), b""]
     )
     assert "ASCII" in running.said[0]["failed"]
     assert "rename" in running.said[0]["cure"]
@@ -465,21 +466,21 @@ def expect(port: int, *words: str) -> None:
 
 
 def test_diagnosis_nobody_there() -> None:
-    expect(free_ports(), "nothing listens", "no heartbeat reply", "start the GUI")
+    expect(free_port(2), "nothing listens", "no heartbeat reply", "start the GUI")
 
 
 def test_diagnosis_data_port_was_taken() -> None:
-    port = free_ports()
+    port = free_port(2)
     answering(zmq.REP, port + 1, b"heartbeat received", lambda: expect(port, "nothing listens", "was taken"))
 
 
 def test_diagnosis_network_events() -> None:
-    port = free_ports()
+    port = free_port(2)
     answering(zmq.REP, port, b"NotHandled", lambda: expect(port, "Network Events", "port of its own"))
 
 
 def test_diagnosis_heartbeat_port_in_the_config() -> None:
-    port = free_ports()
+    port = free_port(2)
     answering(zmq.REP, port, b"heartbeat received", lambda: expect(port, "publishes nothing", str(port - 1)))
 
 
@@ -502,7 +503,7 @@ class Published:
     """A publisher with a listener, without the limit of 1000 messages that the GUI has."""
 
     def __init__(self, budget_bytes: int, channels: tuple[int, ...] = ()) -> None:
-        port = free_ports()
+        port = free_port(2)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.XPUB)
         self.socket.setsockopt(zmq.SNDHWM, 0)
@@ -691,7 +692,7 @@ def test_the_process_starts_reports_and_ends(gui: Gui, tmp_path: Path) -> None:
 
 
 def test_the_process_says_why_it_cannot_start_in_under_10_s(tmp_path: Path) -> None:
-    port = free_ports()
+    port = free_port(2)
     (tmp_path / "config.yaml").write_text(CONFIG.format(port=port))
     collector, clock = Collector(), HostClock()
     begin = clock.now_ns()

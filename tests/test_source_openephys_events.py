@@ -15,12 +15,13 @@ from rig.animal.openephys_wire import data_frames, spike_waveform
 from rig.animal.wire import Block, WireError
 from rig.clock import HostClock
 from rig.config.sources import OpenEphysEventsSource
+from rig.links.ports import free_port
 from rig.messages import ClockSample, Continuity, EdgeBlock, Fault, Gap, Marker, SpikeBlock
 from rig.sources.openephys_events import OpenEphysEvents, probe
 from rig.sources.openephys_events_ledger import EventLedger
 from rig.sources.openephys_events_parse import Edge, Spike, parse
 from rig.sources.openephys_parse import Refusal
-from tests.collector import Collector, Running, free_ports
+from tests.collector import Collector, Running
 
 RATE = 30_000.0
 N = 696
@@ -325,7 +326,7 @@ class Gui:
 
 @pytest.fixture
 def gui() -> Iterator[Gui]:
-    served = Gui(free_ports())
+    served = Gui(free_port(2))
     yield served
     served.close()
 
@@ -394,11 +395,11 @@ def test_a_broken_connection_is_a_gap_with_nothing_missing_outside(gui: Gui) -> 
             assert len([g for c in collector.all(Continuity) for g in c.gaps]) >= 2
         finally:
             again.close()
-            gui.wire = EventBroadcaster(UNITS, free_ports())
+            gui.wire = EventBroadcaster(UNITS, free_port(2))
 
 
 def test_the_gui_says_that_the_user_stopped_it(gui: Gui) -> None:
-    port = free_ports()
+    port = free_port(2)
     http = GuiHttp(GuiState("ProbeA-AP", 16, RATE, (Output("Event Broadcaster", gui.port),)), port)
     collector = Collector()
     try:
@@ -420,7 +421,7 @@ def test_a_stream_beside_the_pinned_one_is_named_and_left(gui: Gui) -> None:
     both = threading.Event()
     with start(collector, gui.port, stream="ProbeA-AP") as running:
         collector.until(lambda: running.ready, each=gui.block)
-        other = EventBroadcaster(UNITS, free_ports(), "NI-DAQ")
+        other = EventBroadcaster(UNITS, free_port(2), "NI-DAQ")
         for _ in range(3):  # the plugin would send them through the same socket
             gui.wire._put(ttl_message("NI-DAQ", 10_000.0, 5, 1, 1))
         other.close()
@@ -446,7 +447,7 @@ def test_only_another_stream_than_the_pinned_one(gui: Gui) -> None:
 
 
 def test_nobody_there() -> None:
-    port = free_ports()
+    port = free_port(2)
     said = failing(port)
     assert f"127.0.0.1:{port}" in said["failed"]
     assert "nothing listens" in said["failed"]
@@ -454,7 +455,7 @@ def test_nobody_there() -> None:
 
 
 def test_the_raw_format_is_refused_at_once() -> None:
-    served = Gui(free_ports(), form="raw")
+    served = Gui(free_port(2), form="raw")
     try:
         said = failing(served.port, served.block)
     finally:
@@ -464,7 +465,7 @@ def test_the_raw_format_is_refused_at_once() -> None:
 
 
 def test_a_zmq_interface_on_the_port_is_named_at_once() -> None:
-    port = free_ports()
+    port = free_port(2)
     with zmq.Context() as context, context.socket(zmq.PUB) as publisher:
         publisher.setsockopt(zmq.LINGER, 0)
         publisher.bind(f"tcp://127.0.0.1:{port}")

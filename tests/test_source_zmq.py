@@ -17,6 +17,7 @@ from rig.animal.zmq_bridge import EVERY_S, SWITCHES, BridgeFaults, Schedule
 from rig.clock import HostClock
 from rig.config.sources import CalciumSimulation, SpikesWireSource, TracesWireSource, WireFaults
 from rig.links.peer import Peer
+from rig.links.ports import free_port
 from rig.messages import (
     ClockSample,
     Continuity,
@@ -29,7 +30,7 @@ from rig.messages import (
 from rig.sources import spikes_zmq, traces_zmq
 from rig.sources.zmq_feed import BATCH
 from rig.sources.zmq_parse import MAX_ARRAY_BYTES
-from tests.collector import Collector, Flag, Running, free_ports
+from tests.collector import Collector, Flag, Running
 
 UNITS = tuple(f"E{k:02d}#0" for k in range(1, 9))
 RATE = 30_000.0
@@ -84,7 +85,7 @@ def made() -> Iterator[Made]:
     animals: list[Animal] = []
 
     def make(kind: str, settings: WireFaults | None = None, port: int | None = None) -> Animal:
-        animals.append(Animal(kind, port or free_ports(), settings))
+        animals.append(Animal(kind, port or free_port(2), settings))
         return animals[-1]
 
     yield make
@@ -263,7 +264,7 @@ class Raw:
     """A PUB and a REP socket that send whatever a test likes."""
 
     def __init__(self) -> None:
-        self.port = free_ports()
+        self.port = free_port(2)
         self._context = zmq.Context()
         self.pub, self.rep = self._context.socket(zmq.PUB), self._context.socket(zmq.REP)
         for socket, port in ((self.pub, self.port), (self.rep, self.port + 1)):
@@ -381,7 +382,7 @@ def test_a_bridge_that_never_names_its_units_is_told(bridge: Raw) -> None:
 
 
 def test_nobody_there_is_told_and_probed(made: Made, bridge: Raw) -> None:
-    port = free_ports()
+    port = free_port(2)
     for kind, probe in (("spikes", spikes_zmq.probe), ("traces", traces_zmq.probe)):
         reason, cure = failed(kind, port)
         assert f"127.0.0.1:{port}" in reason

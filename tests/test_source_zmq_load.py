@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from rig.clock import HostClock
+from rig.links.ports import free_port
 from rig.messages import (
     Continuity,
     Fault,
@@ -20,7 +21,7 @@ from rig.messages import (
     TraceBlock,
     UnitList,
 )
-from tests.collector import Collector, free_ports
+from tests.collector import Collector
 
 ROOT = Path(__file__).parent.parent
 ROIS = 10_000
@@ -79,7 +80,7 @@ Started = tuple[Collector, psutil.Process]
 @contextmanager
 def running(folder: Path, kind: str, bridge_code: str, *numbers: int) -> Iterator[Started]:
     """Run a bridge and the source that listens to it, each as a process; yield the source and what it sends to."""
-    port, collector = free_ports(), Collector()
+    port, collector = free_port(2), Collector()
     (folder / "config.yaml").write_text(
         f"sources: [{{type: {kind}, name: device, port: {port}}}]\n"
         "responses: {units: [any], baseline: {kind: none}}\nphases: [{agent: present}]\n"

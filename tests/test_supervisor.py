@@ -533,6 +533,30 @@ def test_each_process_freezes_once_shortly_and_once_for_too_long(private_screen:
     assert run.left() == []
 
 
+@pytest.mark.display
+@pytest.mark.timeout(180)
+def test_a_view_that_stands_still_while_the_session_ends_comes_back_and_makes_the_file(
+    private_screen: str, tmp_path: Path
+) -> None:
+    text = config_text(repeats=8, processes={"longest_busy_s": {"view": 2}})
+    (tmp_path / "c.yaml").write_text(text)
+    run = Run(tmp_path, "demo", "--config", str(tmp_path / "c.yaml"), "--sessions", str(tmp_path / "s"))
+    try:
+        run.more(3)
+        view = psutil.Process(run.pid("view"))
+        view.suspend()  # it hears of the end and cannot answer
+        os.kill(run.process.pid, signal.SIGTERM)
+        run.end(60)
+    finally:
+        run.put_down()
+    stop = run.entries[-1].document
+    assert isinstance(stop, SessionStop)
+    with h5py.File(run.folder / "session.h5", "r") as file:
+        assert len(file["presentations/presentation"]) == stop.presentations > 0
+    assert not (run.folder / "session.h5.part").exists()
+    assert run.left() == []
+
+
 # --- what --resume refuses --------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from rig.clock import HostClock
 from rig.config.sources import SpikesWireSource, TracesWireSource
+from rig.links.ports import free_port
 from rig.messages import (
     ClockSample,
     Continuity,
@@ -25,7 +26,7 @@ from rig.messages import (
 )
 from rig.sources.spikes_zmq import SpikesWire
 from rig.sources.traces_zmq import TracesWire
-from tests.collector import Collector, Running, free_ports
+from tests.collector import Collector, Running
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,7 +71,7 @@ def program(page: str, port_in_page: int, port: int) -> str:
 def running_bridge(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[int, int]]:
     """Run a page's bridge; return its port and the host time at which its device counted 0, ns."""
     page, port_in_page = request.param
-    port = free_ports()
+    port = free_port(2)
     script = tmp_path / "bridge.py"
     script.write_text(program(page, port_in_page, port))
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
@@ -154,7 +155,7 @@ def example() -> ModuleType:
 
 
 def test_the_example_source_takes_spikes_and_declares_what_is_lost(example: ModuleType) -> None:
-    port, collector = free_ports(), Collector()
+    port, collector = free_port(2), Collector()
     source = example.UdpSource(name="probe", port=port, rate_hz=30_000.0)
 
     def watermark() -> int:
@@ -196,7 +197,7 @@ def test_the_example_source_takes_spikes_and_declares_what_is_lost(example: Modu
 
 def test_the_example_source_says_when_nobody_sends(example: ModuleType) -> None:
     collector = Collector()
-    source = example.UdpSource(port=free_ports(), rate_hz=30_000.0)
+    source = example.UdpSource(port=free_port(2), rate_hz=30_000.0)
     with Running(
         collector, lambda peer, stop, say: example.UdpSpikes(source, peer, HostClock(), stop, say)
     ) as running:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from rig.links.ports import free_port
 from rig.messages import (
     ClockSample,
     Entry,
@@ -19,7 +20,6 @@ from rig.messages import (
     UnitList,
 )
 from rig.recording.journal import read_all
-from tests.collector import free_ports
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.display, pytest.mark.timeout(180)]
@@ -29,7 +29,7 @@ def run_short(tmp_path: Path, name: str, changes: dict[str, Any]) -> list[Entry]
     """Run a shipped config with some parts replaced, on free ports; return its journal."""
     settings = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     settings["display"] |= {"size_px": [400, 300], "width_cm": 30}
-    settings["sources"][0]["port"] = free_ports()
+    settings["sources"][0]["port"] = free_port(2)
     settings["animal"]["neurons"] = 4
     for part, values in changes.items():
         if isinstance(values, dict):

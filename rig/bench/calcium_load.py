@@ -6,7 +6,6 @@ server proposes, without a screen, and reads the responses.
 """
 
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rig.config.reading import parse
 from rig.config.session import Config
 from rig.config.sources import CalciumSimulation
 from rig.links.peer import Peer
+from rig.links.ports import free_port
 from rig.messages import (
     Continuity,
     Entry,
@@ -41,19 +41,6 @@ FRAME_HZ = CalciumSimulation().frame_hz
 WARM_UP_S = 5.0  # CPU shares are taken after it
 SAMPLE_NS = 1_000_000_000
 WANTS = frozenset({"proposal", "phase_ended", "response"})
-
-
-def _free_ports() -> int:
-    """Return a port that is free together with the next one."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 def config_text(rois: int, port: int, minutes: float) -> str:
@@ -175,7 +162,7 @@ class _Show:
 
 def load(minutes: float, rois: int, sessions: Path, clock: Clock) -> dict[str, Any]:
     """Run `rois` ROIs for `minutes`; return figures, with one row per process. Raises SessionFailed."""
-    port = _free_ports()
+    port = free_port(2)
     text = config_text(rois, port, minutes)
     config = parse(text)
     folder = new_folder(sessions, config.name, text, clock)

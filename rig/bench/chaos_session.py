@@ -19,8 +19,8 @@ from rig.animal.valve import make_register
 from rig.bench.chaos_checks import Struck
 from rig.bench.chaos_line import observed
 from rig.bench.hosted import below, end, host, name_of
-from rig.bench.loss import free_port
 from rig.clock import Clock
+from rig.links.ports import free_port
 from rig.links.witness import VARIABLE
 from rig.recording.journal import JournalReader
 from rig.supervision.processes import Child, SessionFailed
@@ -129,7 +129,7 @@ def run(sessions: Path, seed: int, generations: int, strikes: tuple[Strike, ...]
     sessions.mkdir(parents=True, exist_ok=True)
     folder = new_folder(sessions, "chaos" if strikes else "chaos-undisturbed", "", clock)
     register = make_register(folder.parent / f"{folder.name}-port")
-    text = CONFIG.format(seed=seed, generations=generations, port=free_port(), register=register, pulse=PULSE_S)
+    text = CONFIG.format(seed=seed, generations=generations, port=free_port(4), register=register, pulse=PULSE_S)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     witness = folder.parent / f"{folder.name}-witness"
     witness.mkdir()

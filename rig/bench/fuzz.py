@@ -22,10 +22,10 @@ import zmq
 
 from rig.bench import fuzz_samples as samples
 from rig.bench.fuzz_messages import TEXTS, Mutator
-from rig.bench.loss import free_port
 from rig.clock import Clock, HostClock
 from rig.links.keys import client_keys, make
 from rig.links.peer import Peer
+from rig.links.ports import free_port
 from rig.messages import Fault
 from rig.provenance import program
 from rig.recording.journal import read_all
@@ -156,7 +156,7 @@ def _recorder(folder: Path, count: int, rng: np.random.Generator, clock: Clock, 
     if curve:
         make(keys, "model")
         make(folder / "others", "model")
-        more = f"processes: {{model_server: {{bind: 'tcp://127.0.0.1:{free_port()}', keys: {keys / 'server'}}}}}"
+        more = f"processes: {{model_server: {{bind: 'tcp://127.0.0.1:{free_port(4)}', keys: {keys / 'server'}}}}}"
     with _room(folder / "s", "{type: openephys}", more, clock) as room, ExitStack() as stack:
         endpoint = room.endpoint if not curve else re.findall(r"tcp://127[\d.:]+", more)[0]
         context = stack.enter_context(zmq.Context())
@@ -228,7 +228,7 @@ def _recorder(folder: Path, count: int, rng: np.random.Generator, clock: Clock, 
 
 
 def _guest(folder: Path, count: int, rng: np.random.Generator, clock: Clock) -> dict[str, Any]:
-    port = free_port()
+    port = free_port(4)
     with _room(folder / "s", "{type: openephys, photodiode_line: null}", f"guest: {{port: {port}}}", clock) as room:
         room.start("target", "rig.display.guest", "--endpoint", room.endpoint)
         with zmq.Context() as context, context.socket(zmq.REQ) as honest:
@@ -288,7 +288,7 @@ def _real(wire: str) -> list[list[bytes]]:
 
 
 def _source(wire: str, folder: Path, count: int, rng: np.random.Generator, clock: Clock) -> dict[str, Any]:
-    port = free_port()
+    port = free_port(4)
     kind = {"spikes": "spikes_zmq", "traces": "traces_zmq"}.get(wire, wire)
     http = ", http_port: null" if wire.startswith("openephys") else ""
     source = f"{{type: {kind}, name: dev, port: {port}{http}, photodiode_line: null}}"

@@ -8,7 +8,6 @@ before the session ends it files them there as a Marker of the source "bench-lat
 
 import json
 import platform
-import socket
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +23,7 @@ from rig.config.reading import parse
 from rig.config.session import Config
 from rig.demo import any_screen
 from rig.links.peer import Peer
+from rig.links.ports import free_port
 from rig.messages import (
     EdgeBlock,
     Entry,
@@ -193,25 +193,12 @@ class _Probe:
         self._thread.join(FLUSH_S + 1)
 
 
-def _free_ports() -> int:
-    """Return a port that is free together with the next one."""
-    while True:
-        with socket.socket() as a, socket.socket() as b:
-            a.bind(("127.0.0.1", 0))
-            port = int(a.getsockname()[1])
-            try:
-                b.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
 def session_config(given: str | None, minutes: float) -> tuple[Config, str]:
     """Return the config of the session: the user's (or the demo's) screen and devices, photographs for `minutes`."""
     raw: dict[str, Any] = yaml.safe_load(_DEMO.read_text(encoding="utf-8") if given is None else given)
     raw["name"] = "bench-latency"
     if given is None:
-        raw["sources"][0]["port"] = _free_ports()
+        raw["sources"][0]["port"] = free_port(2)
     raw["outputs"] = [{"type": "print", "name": OUTPUT}]
     for part in ("reward", "gates", "guest"):
         raw.pop(part, None)

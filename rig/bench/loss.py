@@ -7,7 +7,6 @@ The bench itself plays the rig: it sends Presented, so that responses are scored
 
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from rig.bench.loss_account import Truth, account, read
 from rig.bench.loss_device import unit_names
 from rig.clock import Clock
 from rig.links.peer import Peer
+from rig.links.ports import free_port
 from rig.messages import (
     Presented,
     SpikeBlock,
@@ -90,7 +90,7 @@ class Bench:
 
     def start(self) -> None:
         """Start device, recorder and source; raises SessionFailed, as a session does that cannot start."""
-        row, session, port = self.row, self.folder / "session", free_port()
+        row, session, port = self.row, self.folder / "session", free_port(4)
         names = ", ".join(f'"{u}"' for u in unit_names(SCORED))
         config = CONFIG.format(port=port, units=names, timeout=row.stall_s + 3)
         (session / "config.yaml").write_text(config, encoding="utf-8")
@@ -181,21 +181,6 @@ class Bench:
                 times = psutil.Process(pid).cpu_times()
                 used[name] = times.user + times.system
         return used
-
-
-def free_port() -> int:
-    """Return a port that is free with the three that follow it."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-        try:
-            for k in range(4):
-                with socket.socket() as each:
-                    each.bind(("127.0.0.1", port + k))
-        except (OSError, OverflowError):
-            continue
-        return port
 
 
 def _presented(number: int, now_ns: int) -> Presented:

@@ -23,9 +23,9 @@ from scipy.stats import theilslopes
 from rig.animal.valve import make_register
 from rig.bench.display import lengthened_demo
 from rig.bench.hosted import below, end, host, name_of
-from rig.bench.loss import free_port
 from rig.clock import Clock
 from rig.demo import any_screen
+from rig.links.ports import free_port
 from rig.messages import Fault, Presented, Proposal
 from rig.recording.journal import JournalReader
 from rig.supervision.processes import Child, SessionFailed
@@ -109,7 +109,7 @@ def soak(minutes: float, sessions: Path, clock: Clock, console: Console) -> dict
     with any_screen(config) as display, ExitStack() as stack:
         folder = new_folder(sessions, config.name, "", clock)
         register = make_register(folder.parent / f"{folder.name}-port")
-        raw["sources"][0]["port"] = free_port()
+        raw["sources"][0]["port"] = free_port(4)
         raw["outputs"] = [{"type": "parallel", "name": "valve", "port": str(register)}]
         raw["reward"] = {
             "output": "valve", "pulse_s": 0.1, "max_pulse_s": 0.3, "ul_per_s": 40, "max_per_minute_s": 20,

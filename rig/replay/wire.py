@@ -9,7 +9,6 @@ Called by `stimloop replay --wire`.
 
 import hashlib
 import json
-import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import yaml
 
 from rig.clock import Clock, ReplayTime
 from rig.links.peer import Peer
+from rig.links.ports import free_port
 from rig.messages import (
     Continuity,
     Document,
@@ -73,25 +73,12 @@ class WireResult:
 # --- preparing --------------------------------------------------------------------------------------------------------
 
 
-def _free_ports() -> int:
-    """Return a port of loopback that is free together with the next one."""
-    while True:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            try:
-                other.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
 def _wired(recording: Recording) -> tuple[str, dict[str, int]]:
     """Return the recorded config with its devices on free ports of this computer, as text, and the ports."""
     ports: dict[str, int] = {}
     config: dict[str, Any] = json.loads(json.dumps(recording.start.config))
     for source in config["sources"]:
-        ports[source["name"]] = source["port"] = _free_ports()
+        ports[source["name"]] = source["port"] = free_port(2)
         source["host"], source["http_port"] = "127.0.0.1", None
     head = f"# Replay over the wire of {recording.start.session}: its config, with the devices on this computer.\n"
     return head + yaml.safe_dump(config, sort_keys=False, allow_unicode=True), ports

@@ -26,7 +26,7 @@ from rig.timing import drain_s
 
 STOP_S = 8.0
 RIG_FLUSH_S = 20.0
-VIEW_STOP_S = 60.0
+VIEW_STOP_S = 600.0  # one that had to begin again reads the whole journal; one that stands still is found earlier
 LEFT_S = 5.0  # what killed children had started ends by itself, or is killed, well within this
 MODEL_READY = "model server ready"  # what the recorder notes of one on another computer
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
@@ -209,7 +209,7 @@ class Supervisor:
         if child.exit_code == 0 and (post.stopping or post.name == "rig"):
             post.finish()
             return
-        if post.stopping and (post.name != "recorder" or self._closed()):
+        if post.stopping and not self._owes_a_file(post):
             self._journal_fault("process ended badly", f"{post.name} {why} while it ended", "nothing", post.since_ns)
             post.finish()
             return
@@ -243,6 +243,12 @@ class Supervisor:
             self._tell(f"view {why}: {done}")
         else:
             self._reason = reason.split("\n")[0]
+
+    def _owes_a_file(self, post: Post) -> bool:
+        """Whether a child that died while it ended must come back: its file is not closed yet."""
+        if post.name == "view":
+            return not (self._folder / "session.h5").exists() or (self._folder / "session.h5.part").exists()
+        return post.name == "recorder" and not self._closed()
 
     def _closed(self) -> bool:
         """Whether the journal was closed in order by a recorder that was then killed before it had ended."""
@@ -297,7 +303,7 @@ class Supervisor:
         posts = [self._posts[name] for name in names if not self._posts[name].over]
         for post in posts:
             post.stop(self._reason)
-            if post.child is None and post.name != "recorder":
+            if post.child is None and not self._owes_a_file(post):
                 post.over = True  # it was about to be started again, for nothing now
         self._until(lambda: all(post.over for post in posts), timeout_s)
         for post in posts:
