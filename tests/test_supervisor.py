@@ -346,6 +346,9 @@ def test_each_process_is_killed_once_and_the_session_comes_to_its_end(private_sc
     run = Run(tmp_path, "demo", "--config", str(tmp_path / "c.yaml"), "--sessions", str(tmp_path / "s"))
     victims = ("recorder", "rig", "probe", "outputs", "model", "view")
     try:
+        run.until(lambda: run.starts("recorder"))
+        run.kill("recorder")  # the others are still starting
+        assert not run.shown()
         run.more(3)
         for victim in victims:
             run.kill(victim)
@@ -359,7 +362,8 @@ def test_each_process_is_killed_once_and_the_session_comes_to_its_end(private_sc
     check_accounts(run)
     faults = run.documents(Fault)
     restarted = Counter(f.detail.split()[0] for f in faults if f.what == "process restarted")
-    assert restarted == dict.fromkeys(victims, 1)
+    assert restarted == {**dict.fromkeys(victims, 1), "recorder": 2}
+    assert sum(f.done.endswith("before the first trial") for f in faults) == 1
     assert all(f.since_host_ns for f in faults if f.what == "process restarted")
     (gap,) = [f for f in faults if f.what == "data gap"]
     assert gap.detail.startswith("probe: a gap of ")

@@ -143,17 +143,34 @@ class Supervisor:
         self._lock.write([(p.name, p.child) for p in self._posts.values() if p.child is not None])
 
     def _wait(self, more: Callable[[], bool] = lambda: True) -> None:
-        """Wait until all children are ready, those that were before still are, and `more()`; raises SessionFailed."""
+        """Wait until all children are ready and `more()`; raises SessionFailed for one that cannot start."""
         while True:
             for post in self._posts.values():
-                if (why := post.look(self._clock.now_ns())) and post.child is not None:
-                    ended = post.child.exit_code is not None
-                    raise SessionFailed(post.child.why() if ended else f"{post.name} {why}\n  cure: see {post.log}")
+                now = self._clock.now_ns()
+                if (why := post.look(now)) and post.child is not None:
+                    self._fell_at_start(post, post.child, why, now)
+                elif post.child is None and post.free(now):
+                    self._fill(post)
             if self._stop_signals:
                 raise SessionFailed("stopped before all processes were ready")
             if all(post.ready for post in self._posts.values()) and more():
                 return
             self._nap()
+
+    def _fell_at_start(self, post: Post, child: Child, why: str, now_ns: int) -> None:
+        """Start a child again that was killed, or stood still after it was ready; raises SessionFailed for any other.
+
+        What a child says itself, or one that never comes up, is a reason and no accident: whoever waits hears it at
+        once. In a session that goes on the others take a while, and meanwhile one may be struck.
+        """
+        struck = child.exit_code == -signal.SIGKILL or (child.exit_code is None and child.ready is not None)
+        due_ns = post.restarts.died(now_ns) if struck and child.failed is None else None
+        if due_ns is None or not post.vacate(now_ns, due_ns):
+            ended = child.exit_code is not None or child.failed is not None
+            raise SessionFailed(child.why() if ended else f"{post.name} {why}\n  cure: see {post.log}")
+        done = "killed, reaped and started again before the first trial"
+        self._journal_fault("process restarted", f"{post.name} {why}", done, post.since_ns)
+        self._tell(f"{post.name} {why}: {done}")
 
     def _nap(self) -> None:
         self._clock.sleep_until_ns(self._clock.now_ns() + int(POLL_S * 1e9))
