@@ -26,6 +26,7 @@ from rig.timing import drain_s
 
 STOP_S = 8.0
 RIG_FLUSH_S = 20.0
+RECORDER_STOP_S = 60.0  # it may fall now, and its successor reads the journal before it can close it
 VIEW_STOP_S = 600.0  # one that had to begin again reads the whole journal; one that stands still is found earlier
 LEFT_S = 5.0  # what killed children had started ends by itself, or is killed, well within this
 MODEL_READY = "model server ready"  # what the recorder notes of one on another computer
@@ -312,7 +313,8 @@ class Supervisor:
             if self._started:
                 self._until(lambda: recorder.over or _drained(recorder), drain_s(self._config))
         self._end(set(posts) - {"rig", "recorder", "view"}, STOP_S)
-        self._end({"recorder"} & set(posts), STOP_S + READY_S * (not posts["recorder"].ready))
+        starting_s = READY_S * (not posts["recorder"].ready)
+        self._end({"recorder"} & set(posts), RECORDER_STOP_S if self._started else STOP_S + starting_s)
         self._end({"view"} & set(posts), VIEW_STOP_S)
 
     def _end(self, names: set[str], timeout_s: float) -> None:
