@@ -16,13 +16,14 @@ from typing import Protocol
 
 os.environ.update(OMP_DYNAMIC="FALSE", MKL_DYNAMIC="FALSE")  # before torch: sums must not depend on the load
 
-import psutil
 
 from models.agents import build_from_config
 from models.agents.types import Work
 from models.server import WANTS, ModelServer, Said
 from models.snapshot import Snapshot, Snapshots, program_identity, session_identity, usable
 from rig.clock import Clock, HostClock
+from rig.config.generators import NetworkGenerator
+from rig.config.phases import EvolvePhase
 from rig.config.session import Config
 from rig.links.peer import Peer
 from rig.messages import (
@@ -34,6 +35,7 @@ from rig.messages import (
     SessionStart,
     kind_of,
 )
+from rig.priority import step_back
 from rig.provenance import process_started
 from rig.supervision.child import Stop, fail, say, shield
 
@@ -80,16 +82,6 @@ class Burn:
         self._optimiser.step()
 
 
-def _lower_priority() -> str:
-    """Let the screen and the devices go first; return what was done."""
-    try:
-        process = psutil.Process()
-        process.nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 10))
-    except (psutil.AccessDenied, OSError) as error:
-        return f"normal ({error})"
-    return "below normal"
-
-
 # --- the start, first or again ----------------------------------------------------------------------------------------
 
 
@@ -102,7 +94,7 @@ def _entries(peer: Peer, stop: Asked) -> Iterator[Entry]:
 
 def _introduce(peer: Peer, stop: Asked, clock: Clock) -> tuple[SessionStart, int]:
     """Say that this process has started; return the session's first document and the seq of its own."""
-    peer.send(process_started(NAME, clock, {"priority": _lower_priority()}))
+    peer.send(process_started(NAME, clock, {"priority": step_back()}))
     start: SessionStart | None = None
     for entry in _entries(peer, stop):
         if isinstance(entry.document, SessionStart):
@@ -115,6 +107,11 @@ def _introduce(peer: Peer, stop: Asked, clock: Clock) -> tuple[SessionStart, int
 
 
 def _server(config: Config) -> ModelServer:
+    if any(isinstance(p, EvolvePhase) and isinstance(p.generator, NetworkGenerator) for p in config.phases):
+        import torch  # 2 s that only these need; with as many threads as replay takes
+
+        torch.set_num_threads(config.processes.torch_threads)
+        torch.use_deterministic_algorithms(True)
     repeats = config.presentation.repeats_of_unusable
     return ModelServer(build_from_config(config), len(config.phases), repeats)
 

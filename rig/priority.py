@@ -7,9 +7,12 @@ known as one. psutil is loaded only where it is used: a line's watchdogs must st
 
 import os
 import sys
+from pathlib import Path
 
 FIFO_PRIORITY = 10  # of the rig; above every ordinary process, below the kernel's own threads
 NICE = -10
+BACK = 10  # nice value of what may wait
+AUTOGROUP = Path("/proc/self/autogroup")
 CURE = "allow it with a line 'USER - rtprio 20' in /etc/security/limits.conf and log in again"
 SWITCHED_OFF = "normal (processes.realtime is false)"
 
@@ -38,6 +41,27 @@ def fifo(priority: int, wanted: bool = True) -> str:
         return SWITCHED_OFF
     refused = _set(priority)
     return f"normal ({refused})" if refused else f"SCHED_FIFO {priority}"
+
+
+def step_back() -> str:
+    """Let the screen and the devices go before this process; return in words what came of it.
+
+    Linux desktops share the processor between process sessions first (autogroup), and each of our children is one: the
+    nice value of a process alone counts for nothing beside the others there, that of its group does.
+    """
+    import psutil
+
+    try:
+        psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", BACK))
+    except (psutil.AccessDenied, OSError) as error:
+        return f"normal ({error})"
+    try:
+        AUTOGROUP.write_text(str(BACK), encoding="ascii")
+    except FileNotFoundError:  # another system, or the kernel does not group
+        return "below normal"
+    except OSError as error:
+        return f"below normal, but not its autogroup ({error.strerror})"
+    return "below normal, its autogroup too"
 
 
 def permitted() -> tuple[bool, str]:
