@@ -48,11 +48,13 @@ class Observed:
             here = np.flatnonzero(of_source & (column["run"] == run))
             watermarks = column["watermark_sample"][here]
             first, last = int(watermarks.min()), int(watermarks.max())
+            heard = last
             if (source, run) in spikes:
-                first, last = min(first, spikes[source, run][0]), max(last, spikes[source, run][1] + 1)
+                heard = spikes[source, run][0]
+                first, last = min(first, heard), max(last, spikes[source, run][1] + 1)
             device = clocks.devices.get((source, run, int(boots[here[0]])))
             if device is not None:
-                whole = _whole(view, source, run, first, last)
+                whole = _whole(view, source, run, first, last, heard)
                 self._runs[run] = whole, device, np.maximum.accumulate(watermarks), column["receipt_host_ns"][here]
         self._lists = _lists(view, source)
         self._known: dict[tuple[tuple[Span, ...], ...], F64] = {}
@@ -92,8 +94,11 @@ class Observed:
         return np.asarray(found[np.argsort(found[:, 0], kind="stable")])
 
 
-def _whole(view: SessionView, source: int, run: int, first: int, last: int) -> list[Span]:
-    """Return the stretches from `first` to `last` in which nothing of a run is missing."""
+def _whole(view: SessionView, source: int, run: int, first: int, last: int, heard: int) -> list[Span]:
+    """Return the stretches from `first` to `last` in which nothing of a run is missing.
+
+    What went before the program joined a run is no gap in what was observed: that began with the spike first `heard`.
+    """
     gap: dict[str, npt.NDArray[Any]] = {
         n: view.column(f"continuity/gaps/{n}") for n in ("source", "run", "first_sample", "end_sample")
     }
@@ -103,7 +108,7 @@ def _whole(view: SessionView, source: int, run: int, first: int, last: int) -> l
         begin, end = int(gap["first_sample"][k]), int(gap["end_sample"][k])
         if begin > at:
             out.append((at, min(begin, last)))
-        at = max(at, end)
+        at = max(at, end if begin > 0 else min(end, heard))
     if at < last:
         out.append((at, last))
     return [(a, b) for a, b in out if b > a]
