@@ -24,10 +24,10 @@ check: lint
 	@.venv/bin/mypy --strict rig models stimuli
 	@.venv/bin/lint-imports
 
-# What needs no screen runs on both cores; real sessions, which keep time, run one after the other and alone.
+# Most tests run on both cores; those with a screen, and others that keep real time, one after the other and alone.
 test: check
-	@.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not display"
-	@.venv/bin/python -m pytest -m "display and not slow and not chaos"
+	@.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not display and not alone"
+	@.venv/bin/python -m pytest -m "(display or alone) and not slow and not chaos"
 
 test-slow: setup
 	@.venv/bin/python -m pytest -m slow

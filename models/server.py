@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.agents.types import F64, Agent, Batch, Told, Work
+from models.agents.carried import Carried
+from models.agents.types import F32, F64, Agent, Batch, Told, Work
 from rig.messages import (
     Document,
     Entry,
@@ -31,6 +32,7 @@ from rig.messages import (
 from rig.shown_again import ShownAgain
 
 WANTS = frozenset({"session_start", "response", "work_done"})
+Build = Callable[[int, tuple[Carried, ...]], Agent]  # of a phase, by its index and what the phases before it left
 WORK_INDEX = 1000  # cause index of a WorkDone: one work at most is asked for by one entry
 
 
@@ -57,6 +59,8 @@ def batch_hash(batch: Batch) -> str:
         digest.update(stimulus.model_dump_json().encode())
     plan = [(s.stimulus, s.role) for s in batch.plan]
     digest.update(json.dumps([batch.generation, plan, batch.tail_from, batch.fallback, batch.final]).encode())
+    if batch.place is not None:  # without one the hash is that of logs from before there were places
+        digest.update(batch.place.model_dump_json().encode())
     return digest.hexdigest()
 
 
@@ -103,14 +107,17 @@ class ModelServer:
     responses came, in which order, or how often an image had to be shown.
     """
 
-    def __init__(self, build: Callable[[int], Agent], phases: int, repeats: int) -> None:
-        """`build(k)` makes the agent of phase k, of `phases` in all.
+    def __init__(self, build: Build, phases: int, repeats: int) -> None:
+        """`build(k, carried)` makes the agent of phase k, of `phases` in all, from what earlier phases left.
 
         `repeats`: how often a slot without a usable response is shown again (presentation.repeats_of_unusable).
         """
         self._build = build
         self._phases = phases
         self._phase = -1
+        self.carried: tuple[Carried, ...] = ()
+        """What each ended phase left, in their order."""
+        self._carried_hash: tuple[int, str] | None = None  # number of facts, and their hash
         self._agent: Agent | None = None
         self._proposals = 0
         self._current: Asked | None = None
@@ -118,6 +125,7 @@ class ModelServer:
         self._previous: Asked | None = None
         self._again = ShownAgain(repeats)
         self._answers: dict[tuple[int, int], F64 | None] = {}  # rates of final responses that were not told yet
+        self._courses: dict[tuple[int, int], F32] = {}  # their time courses, where responses have any
         self._through = 0
         self.said: tuple[Said, ...] = ()
         """The newest proposal and all that was emitted after it: a log without one of these never had this state."""
@@ -153,6 +161,8 @@ class ModelServer:
         if isinstance(document, Response) and self._again.take(document) == "final":
             rate_hz = document.rate_hz if document.usable else None
             self._answers[document.proposal, document.slot] = rate_hz
+            if rate_hz is not None and document.psth is not None:
+                self._courses[document.proposal, document.slot] = document.psth
             return self._progress()
         return []
 
@@ -163,6 +173,7 @@ class ModelServer:
         """
         return {
             "phase": self._phase,
+            "carried": [left.state() for left in self.carried],
             "agent": None if self._agent is None else self._agent.state(),
             "proposals": self._proposals,
             "current": None if self._current is None else self._current.state(),
@@ -170,6 +181,7 @@ class ModelServer:
             "told_main": self._told_main,
             "again": self._again.state(),
             "answers": [[*key, rate_hz] for key, rate_hz in self._answers.items()],
+            "courses": [[*key, psth] for key, psth in self._courses.items()],
             "through": self._through,
             "said": [list(said) for said in self.said],
             "asked": self.work is not None,
@@ -180,9 +192,10 @@ class ModelServer:
     def restore(self, state: dict[str, Any]) -> None:
         """Take over the state of a fold over the same session; a work that was asked for begins anew."""
         self._phase = state["phase"]
+        self.carried, self._carried_hash = tuple(Carried.restored(left) for left in state["carried"]), None
         self._agent = None
         if state["agent"] is not None:
-            self._agent = self._build(self._phase)
+            self._agent = self._build(self._phase, self.carried)
             self._agent.restore(state["agent"])
         self._proposals = state["proposals"]
         self._current = None if state["current"] is None else Asked.restored(state["current"])
@@ -190,6 +203,7 @@ class ModelServer:
         self._told_main = state["told_main"]
         self._again.restore(state["again"])
         self._answers = {(proposal, slot): rate_hz for proposal, slot, rate_hz in state["answers"]}
+        self._courses = {(proposal, slot): psth for proposal, slot, psth in state["courses"]}
         self._through = state["through"]
         self.said = tuple(Said(*said) for said in state["said"])
         self.work_number = state["work_number"]
@@ -211,7 +225,7 @@ class ModelServer:
 
     def _next_phase(self) -> list[Document]:
         self._phase += 1
-        self._agent = self._build(self._phase)
+        self._agent = self._build(self._phase, self.carried)
         self._current = self._previous = None
         self._ask()
         return []
@@ -232,6 +246,7 @@ class ModelServer:
             out.append(Fault(what="agent failed", detail=detail, done=f"it is asked for nothing more; {after}"))
             self._agent = self.work = self._current = self._previous = None
             self._answers.clear()
+            self._courses.clear()
             if last:
                 return out
             out.append(PhaseEnded(phase=self._phase, reason=f"its agent failed: {words}", last=False))
@@ -270,6 +285,16 @@ class ModelServer:
         self._proposals += 1
         return [proposal, *faults]  # the proposal keeps its identity also where a restart finds a difference
 
+    def _version(self) -> str:
+        """Return the hash of all that decides what the agent does: its state, and what earlier phases left to it."""
+        assert self._agent is not None  # noqa: S101 - only called while a phase runs
+        state = self._agent.state()
+        if not self.carried:
+            return state_hash(state)
+        if self._carried_hash is None or self._carried_hash[0] != len(self.carried):
+            self._carried_hash = len(self.carried), state_hash([left.state() for left in self.carried])
+        return state_hash([state, self._carried_hash[1]])
+
     def _proposal(self, batch: Batch) -> Proposal:
         assert self._agent is not None  # noqa: S101 - only called while a phase runs
         return Proposal(
@@ -277,7 +302,7 @@ class ModelServer:
             phase=self._phase,
             agent=type(self._agent).__name__.lower(),
             generation=batch.generation,
-            model_version=state_hash(self._agent.state()),
+            model_version=self._version(),
             stimuli=batch.stimuli,
             plan=batch.plan,
             tail_from=batch.tail_from,
@@ -285,6 +310,7 @@ class ModelServer:
             fallback=batch.fallback,
             frames=batch.frames,
             latents=batch.latents,
+            place=batch.place,
         )
 
     def _answered(self, asked: Asked, start: int, end: int) -> bool:
@@ -294,7 +320,8 @@ class ModelServer:
         rows = []
         for k in range(start, end):
             role, name = asked.plan[k]
-            rows.append(Told(asked.proposal, k, role, name, self._answers.pop((asked.proposal, k))))
+            key = asked.proposal, k
+            rows.append(Told(*key, role, name, self._answers.pop(key), self._courses.pop(key, None)))
         return rows
 
     def _progress(self) -> list[Document]:
@@ -325,12 +352,16 @@ class ModelServer:
         return ModelUpdated(
             phase=self._phase,
             generation=asked.generation,
-            model_version=state_hash(self._agent.state()),
+            model_version=self._version(),
             report=self._agent.report(),
+            scores=self._agent.scored(),
         )
 
     def _end_phase(self, reason: str) -> list[Document]:
         last = self._phase + 1 >= self._phases
+        if self._agent is not None:
+            name = type(self._agent).__name__.lower()
+            self.carried = (*self.carried, Carried(self._phase, name, **self._agent.leaves()))
         self._current = self._previous = None
         ended = PhaseEnded(phase=self._phase, reason=reason, last=last)
         if last:

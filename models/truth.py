@@ -5,13 +5,22 @@ image. No noise here: that is the animal's. V1 needs numpy alone; V4 loads torch
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from models.truth_useless import Useless
 from rig.config.animal import Simulation
+from rig.config.field import field_rect, receptive_field, scatter_deg
+from rig.config.places import angles_of
 from rig.config.reading import ConfigError
+from rig.config.session import Config
+from stimuli.geometry import Rect, image_rect
+from stimuli.spec import Place
+
+if TYPE_CHECKING:
+    from models.truth_v4 import V4
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -21,6 +30,7 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # of linear re
 GREY = 0.5
 EXPONENT = 1.5  # of contrast; cat and macaque V1 cells range from about 1 to 4
 SEMISATURATION = 0.1  # pool ** (EXPONENT / 2) at which half of the rate is reached
+SIGMAS_SEEN = 3.0  # of a cell whose field is a part of what the eye sees: beyond, its window is below 0.012
 GRATING_ENERGY = 0.125  # variance of a grating of full contrast around grey 0.5
 
 
@@ -30,6 +40,11 @@ class Population(Protocol):
     @property
     def units(self) -> tuple[str, ...]:
         """Return the unit names, electrode#number."""
+        ...
+
+    @property
+    def receptive_fields(self) -> tuple[Place, ...]:
+        """Return where each cell sees: V1, two sigma of its window either side; V4, the square that its model takes."""
         ...
 
     def rate_hz(self, image: F32) -> F64:
@@ -51,6 +66,11 @@ class Gabor:
     baseline_hz: float
     max_hz: float
 
+    @property
+    def place(self) -> Place:
+        """Where it sees: two sigma of its window either side."""
+        return Place(center_deg=(self.azimuth_deg, self.elevation_deg), size_deg=4 * self.sigma_deg)
+
 
 def unit_names(count: int) -> tuple[str, ...]:
     """Return E01#0, E02#0, ...: one sorted unit per electrode."""
@@ -65,10 +85,20 @@ def draw_cells(count: int, azimuth: F64, elevation: F64, rng: np.random.Generato
     """
     middle = float(azimuth.mean()), float(elevation.mean())
     scale = min(float(np.ptp(azimuth)), float(np.ptp(elevation))) / 10.0
+    return draw_cells_at(count, middle, scale, scale, rng)
+
+
+def draw_cells_at(
+    count: int, middle: tuple[float, float], scale: float, spread: float, rng: np.random.Generator
+) -> tuple[Gabor, ...]:
+    """Draw cells around `middle` (right, up), degrees, their centres up to 1.5 `spread` degrees from it on each axis.
+
+    `scale` 1: as large as for an image of 10 degrees.
+    """
     cells = []
     for k in range(count):
         frequency = float(rng.uniform(0.2, 0.4)) / scale
-        right, up = rng.uniform(-1.5, 1.5, 2) * scale
+        right, up = rng.uniform(-1.5, 1.5, 2) * spread
         cells.append(
             Gabor(
                 azimuth_deg=middle[0] + right,
@@ -113,6 +143,11 @@ class V1:
         """Return the unit names."""
         return unit_names(len(self.cells))
 
+    @property
+    def receptive_fields(self) -> tuple[Place, ...]:
+        """Return where each cell sees."""
+        return tuple(cell.place for cell in self.cells)
+
     def rate_hz(self, image: F32) -> F64:
         """Return the rates (unit,), spikes/s, for `image` (y, x, 3), linear light 0 to 1."""
         if image.shape != (*self._shape, 3):
@@ -153,17 +188,114 @@ def _filters(cell: Gabor, azimuth: F64, elevation: F64) -> tuple[F64, F64, F64]:
     return phases[0], phases[1], window
 
 
+@dataclass(frozen=True)
+class Part:
+    """One cell, and the rows and columns of the field that it sees."""
+
+    cell: Population
+    rows: slice
+    columns: slice
+
+
+class Scattered:
+    """Cells that each see a part of a larger field; what is shown elsewhere drives none of them."""
+
+    def __init__(self, parts: tuple[Part, ...]) -> None:
+        self.parts = parts
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Return the unit names."""
+        return unit_names(len(self.parts))
+
+    @property
+    def receptive_fields(self) -> tuple[Place, ...]:
+        """Return where each cell sees."""
+        return tuple(part.cell.receptive_fields[0] for part in self.parts)
+
+    def rate_hz(self, image: F32) -> F64:
+        """Return the rates (unit,), spikes/s, for the whole field, `image` (y, x, 3), linear light 0 to 1."""
+        return np.concatenate([part.cell.rate_hz(image[part.rows, part.columns]) for part in self.parts])
+
+
+def scattered_v1(cells: tuple[Gabor, ...], azimuth: F64, elevation: F64) -> Scattered:
+    """Return cells that see three sigma of their windows either side, within a field of these angles (y, x)."""
+    parts = []
+    for cell in cells:
+        reach = SIGMAS_SEEN * cell.sigma_deg
+        columns = _slice(np.abs(azimuth[0] - cell.azimuth_deg) <= reach)
+        rows = _slice(np.abs(elevation[:, 0] - cell.elevation_deg) <= reach)
+        parts.append(Part(V1((cell,), azimuth[rows, columns], elevation[rows, columns]), rows, columns))
+    return Scattered(tuple(parts))
+
+
+def _slice(seen: npt.NDArray[np.bool_]) -> slice:
+    at = np.flatnonzero(seen)
+    if not len(at):
+        raise ConfigError("animal.receptive_field: a cell lies wholly beside the screen; move the field inwards")
+    return slice(int(at[0]), int(at[-1]) + 1)
+
+
 def build(simulation: Simulation, azimuth: F64, elevation: F64, images: U8 | None = None) -> Population:
-    """Build the population that `animal` in the config describes; raises ConfigError.
+    """Build the population that `animal` in the config describes, fitted into one image; raises ConfigError.
 
     `azimuth`, `elevation` (y, x): visual angles of the image's pixels, degrees (stimuli.geometry.pixel_angles).
     `images` (image, y, x, 3): pictures whose mean response sets the operating point of V4 models without recordings.
     """
     if simulation.population == "v1":
-        rng = np.random.default_rng(np.random.SeedSequence([simulation.seed, 1]))
-        return V1(draw_cells(simulation.neurons, azimuth, elevation, rng), azimuth, elevation)
+        return V1(draw_cells(simulation.neurons, azimuth, elevation, _rng(simulation)), azimuth, elevation)
+    middle = float(azimuth.mean()), float(elevation.mean())
+    place = Place(center_deg=middle, size_deg=min(float(np.ptp(azimuth)), float(np.ptp(elevation))))
+    return _v4(simulation, (place,) * simulation.neurons, images)
+
+
+def build_for(config: Config, images: U8 | None = None) -> Population:
+    """Build the population of a config's simulated animal, for an eye that sees `rig.config.field.field_rect`.
+
+    `images` as for `build`. Raises ConfigError.
+    """
+    cells, useless = _cells_for(config, images), config.animal.useless
+    if unknown := sorted(set(useless) - set(cells.units)):
+        raise ConfigError(f"animal.useless: {unknown[0]!r} is none of its units ({', '.join(cells.units)})")
+    return Useless(cells, useless) if useless else cells
+
+
+def _cells_for(config: Config, images: U8 | None) -> Population:
+    simulation, display = config.animal, config.display
+    try:
+        rect, field = field_rect(config), receptive_field(config)
+        azimuth, elevation = angles_of(display, rect)
+        if field is None:
+            return build(simulation, azimuth, elevation, images)
+        rng, scatter = _rng(simulation), scatter_deg(field)
+        if simulation.population == "v1":
+            scale = field.size_deg / 10.0
+            cells = draw_cells_at(simulation.neurons, field.center_deg, scale, scatter / 1.5, rng)
+            return scattered_v1(cells, azimuth, elevation)
+        offsets = rng.uniform(-scatter, scatter, (simulation.neurons, 2)) + np.array(field.center_deg)
+        places = tuple(Place(center_deg=(float(x), float(y)), size_deg=field.size_deg) for x, y in offsets)
+        where = display.size_px, display.width_cm, display.distance_cm
+        squares = [image_rect(*where, p.size_deg, p.center_deg, "animal.receptive_field") for p in places]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    cells_v4 = _v4(simulation, places, images).split()
+    parts = (Part(cell, *_within(square, rect)) for cell, square in zip(cells_v4, squares, strict=True))
+    return Scattered(tuple(parts))
+
+
+def _rng(simulation: Simulation) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([simulation.seed, 1]))
+
+
+def _within(square: Rect, field: Rect) -> tuple[slice, slice]:
+    """Return rows and columns of a square in the pixels of a field."""
+    top, left = square.top - field.top, square.left - field.left
+    return slice(max(top, 0), top + square.height), slice(max(left, 0), left + square.width)
+
+
+def _v4(simulation: Simulation, places: tuple[Place, ...], images: U8 | None) -> "V4":
     if simulation.models is None:
         raise ConfigError("animal.models: population v4 needs the folder of the compact models")
     from models.truth_v4 import load  # torch only where it is wanted
 
-    return load(simulation, images)
+    return load(simulation, places, images)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from models.truth import unit_names
 from rig.config.animal import Simulation
 from rig.config.reading import ConfigError
+from stimuli.spec import Place
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -167,9 +168,15 @@ def recorded_counts(folder: Path, session: str) -> F64:
 class V4:
     """Compact models with their operating points: unit k fires softplus(a[k] output + b[k]) spikes per 100 ms."""
 
-    def __init__(self, models: tuple[CompactModel, ...], a: F64, b: F64) -> None:
+    def __init__(self, models: tuple[CompactModel, ...], a: F64, b: F64, places: tuple[Place, ...] = ()) -> None:
         self.a, self.b = a, b
+        self.receptive_fields = places
         self._models = models
+
+    def split(self) -> "tuple[V4, ...]":
+        """Return each model as a population of its own."""
+        parts = zip(self._models, self.a, self.b, self.receptive_fields, strict=True)
+        return tuple(V4((model,), np.array([a]), np.array([b]), (place,)) for model, a, b, place in parts)
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -184,9 +191,10 @@ class V4:
         return softplus(self.a * raw + self.b) / COUNT_S
 
 
-def load(simulation: Simulation, images: U8 | None = None) -> V4:
+def load(simulation: Simulation, places: tuple[Place, ...], images: U8 | None = None) -> V4:
     """Load the first `neurons` models of a session and set their operating points; raises ConfigError.
 
+    `places`: the square that each of them sees, for the truth.
     Fitted to `simulation.recorded` if given, else a = 1.3 and b for a mean of 2.4 counts on `images` (image, y, x, 3).
     Sets torch to one thread: the animal shares the machine with what it is watching.
     """
@@ -217,7 +225,7 @@ def load(simulation: Simulation, images: U8 | None = None) -> V4:
             "animal.recorded: v4 models need recorded averages, or pictures, to set their rates; give the folder"
         )
     a, b = np.array(pairs, dtype=np.float64).T
-    return V4(models, a, b)
+    return V4(models, a, b, places)
 
 
 def _numbers(folder: Path, session: str | None) -> list[int]:

@@ -7,6 +7,7 @@ batches it is told seeded made-up responses. Nothing is written and no socket op
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import numpy as np
 import torch
 
 from models.agents import Agent, Batch, Told, build_from_config
+from models.agents.carried import Carried
 from rig.clock import Clock, HostClock
+from rig.config.places import usual
 from rig.config.reading import load
-from rig.config.session import Config
+from rig.config.session import FINDS_PLACES, Config
 from stimuli.limits import mean_luminance
 from stimuli.spec import LatentImage
 
@@ -67,6 +70,7 @@ def time_phase(agent: Agent, units: int, clock: Clock, rng: np.random.Generator)
         "step_p50_s": float(np.quantile(steps, 0.5)),
         "step_p99_s": float(np.quantile(steps, 0.99)),
         "tail": tail,
+        "place": None if first.place is None else first.place.model_dump(mode="json"),
         "stimuli": [s.model_dump(mode="json") for s in first.stimuli if not isinstance(s.spec, LatentImage)],
         "generated_luminance": [mean_luminance(frame) for frame in first.frames],
     }
@@ -79,13 +83,17 @@ def figures(config: Config, clock: Clock) -> dict[str, Any]:
     torch.use_deterministic_algorithms(True)
     build = build_from_config(config)
     rng = np.random.default_rng(config.seed)
-    agents = [build(k) for k in range(len(config.phases))]
-    start_s = (clock.now_ns() - begin_ns) * 1e-9
-    units = len(config.responses.units)
-    phases = [
-        {"phase": k, "agent": config.phases[k].agent, **time_phase(agent, units, clock, rng)}
-        for k, agent in enumerate(agents)
-    ]
+    # What made-up responses cannot find: the place of `stimulus` and all units stand for what is to be found first.
+    carried = [Carried(phase=0, agent="check", place=usual(config.stimulus), units=config.responses.units)]
+    finds = any(phase.agent in FINDS_PLACES for phase in config.phases)
+    start_s, units, phases = (clock.now_ns() - begin_ns) * 1e-9, len(config.responses.units), []
+    for k, phase in enumerate(config.phases):
+        begin_ns = clock.now_ns()
+        agent = build(k, tuple(carried if finds else carried[1:]))
+        start_s += (clock.now_ns() - begin_ns) * 1e-9
+        phases.append({"phase": k, "agent": phase.agent, **time_phase(agent, units, clock, rng)})
+        left = Carried(k, phase.agent, **agent.leaves())
+        carried.append(replace(left, place=None, fields={}, places={}, units=(), window_s=None))
     return {"start_s": start_s, "threads": torch.get_num_threads(), "phases": phases}
 
 

@@ -15,7 +15,7 @@ from models.agents.types import Batch, Told
 from models.twin import Twin, reduced
 from rig.config.phases import EvolvePhase
 from rig.config.session import Config
-from stimuli.search import PRESETS, XDreamGA
+from stimuli.search.ga import GASettings, XDreamGA
 from stimuli.spec import AnySpec, LatentImage
 
 F32 = npt.NDArray[np.float32]
@@ -56,7 +56,10 @@ def would_show(config: Config, phase: int, codes: F32, scores: F64, generation: 
     It is told the recorded `codes` (population, latent) of a generation and their `scores` (population,), NaN where
     missing, and takes over their number where its own population is another one.
     """
-    settings = replace(PRESETS[_evolve(config, phase).preset], population=len(codes))
+    settings = _evolve(config, phase).optimiser.settings()
+    if not isinstance(settings, GASettings):
+        raise ValueError(f"phases.{phase}.optimiser: one step from a recorded generation is defined for xdream only")
+    settings = replace(settings, population=len(codes))
     if settings.conserve >= len(codes):
         settings = replace(settings, conserve=len(codes) - 1)
     optimiser = XDreamGA(settings, codes, np.random.default_rng([config.seed, phase, generation]))

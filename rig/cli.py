@@ -14,18 +14,27 @@ from rich.console import Console
 
 from rig.animal.commands import fake_app
 from rig.bench.commands import add_replay_bench, bench_app
+from rig.bench.evolve_commands import add_evolve_bench
 from rig.clock import HostClock, StrayReplayClock, replayed
 from rig.config.reading import ConfigError, load
 from rig.config.session import Config
 from rig.config.subject import Subject, lacking
 from rig.export.commands import export
+from rig.generator_sheet import add_generator
 from rig.links.keys_commands import keys_app
 from rig.replay.commands import add_replay
+from rig.saved_evolution import with_saved
+from rig.similarity import EXAMPLE as COMPARE_EXAMPLE
+from rig.similarity import compare_evolutions
+from rig.train_generator import add_train_generator
 from rig.units.commands import units_app
-from rig.why.tree import why
+from rig.why.tree import add_why
 
 if TYPE_CHECKING:
+    from rig.bench.evolve import EvolveSide
     from rig.replay.model_side import ModelSide, Neurons
+    from rig.train_generator import Train
+    from rig.why.origin import Build
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +47,7 @@ app.add_typer(fake_app, name="fake")
 app.add_typer(units_app, name="units")
 app.add_typer(keys_app, name="keys")
 app.command()(export)
-app.command()(why)
+app.command("compare-evolutions", help=COMPARE_EXAMPLE)(compare_evolutions)
 console = Console()
 errors = Console(stderr=True)
 ConfigFile = Annotated[Path, typer.Argument(help="Config file of the session, YAML.")]
@@ -61,7 +70,7 @@ def _die(message: object) -> typer.Exit:
 
 def _config(path: Path) -> tuple[Config, str]:
     try:
-        return load(path)
+        return with_saved(*load(path))
     except ConfigError as error:
         raise _die(error) from error
 
@@ -133,21 +142,17 @@ def animal(
     """Run the simulated animal: it looks at the screen and plays the recording device of the config."""
     import numpy as np
 
-    from models.truth import build
-    from rig.animal.process import look_rects
+    from models.truth import build_for
     from rig.animal.process import run as run_animal
     from rig.supervision.child import Stop
     from stimuli.bank import natural_bank
-    from stimuli.geometry import pixel_angles
 
     settings, _ = _config(config)
-    stop, display = Stop(), settings.display
+    stop = Stop()
     try:
-        rect, _ = look_rects(settings)
-        azimuth, elevation = pixel_angles(rect, display.size_px, display.width_cm, display.distance_cm)
         bank = natural_bank()
         pictures = np.stack([bank.image(name, 112, 112) for name in bank.names])
-        population = build(settings.animal, azimuth, elevation, pictures)
+        population = build_for(settings, pictures)
     except ConfigError as error:
         raise _die(f"{config}: {error}") from error
     raise typer.Exit(run_animal(settings, truth, population, stop))
@@ -178,8 +183,7 @@ def _model_side() -> "ModelSide":
     """Join replay and its bench with the models."""
     from models.agents import build_from_config
     from models.server import WANTS, ModelServer
-    from models.truth import build
-    from rig.display.places import places
+    from models.truth import build_for
     from rig.replay.model_side import ModelSide, WhatIf
 
     def server(settings: Config) -> ModelServer:
@@ -189,7 +193,7 @@ def _model_side() -> "ModelSide":
         )
 
     def neurons(settings: Config) -> "Neurons":
-        return build(settings.animal, *places(settings).angles)
+        return build_for(settings)
 
     def what_if() -> WhatIf:
         from models.twin import fit, reduced
@@ -200,8 +204,43 @@ def _model_side() -> "ModelSide":
     return ModelSide(wants=WANTS, server=server, neurons=neurons, what_if=what_if)
 
 
+def _generators() -> "Build":
+    """Join `why` and `generator` with the generators."""
+    from models.generators.factory import build_generator
+
+    return build_generator
+
+
+add_why(app, _generators)
+add_generator(app, _generators)
 add_replay(app, _model_side)
 add_replay_bench(bench_app, _model_side)
+
+
+def _evolve_side() -> "EvolveSide":
+    """Join the bench of evolution with neurons, generators and optimisers."""
+    from models.evolution_bench.contestants import copes_with_missing, lacking
+    from models.evolution_bench.run import check_generator
+    from models.evolution_bench.run import run as one_run
+    from models.evolution_bench.units import contrast_of, draw, natural_images
+    from models.evolution_bench.updates import update_ms
+    from rig.bench.evolve import EvolveSide
+
+    return EvolveSide(
+        one_run, natural_images, contrast_of, draw, check_generator, lacking, copes_with_missing, update_ms
+    )
+
+
+add_evolve_bench(bench_app, _evolve_side)
+
+
+def _training() -> "Train":
+    from models.generator_training.run import follow
+
+    return follow
+
+
+add_train_generator(app, _training)
 
 
 def _torch_as_live(settings: Config) -> None:

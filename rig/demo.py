@@ -56,7 +56,9 @@ def run_demo(config: Config, text: str, sessions: Path, clock: Clock, console: C
         _say_files(folder, console)
         return folder, figures["presentations"] == figures["accounted_for"]
     for k, phase in enumerate(config.phases):
-        if isinstance(phase, EvolvePhase):
+        if isinstance(phase, EvolvePhase) and phase.unit is None:
+            console.print(f"phase {k + 1}: its goals are judged for a single unit only; see the report")
+        elif isinstance(phase, EvolvePhase):
             ok &= _evolution(compared, phase, k, console)
     _say_files(folder, console)
     return folder, ok
@@ -72,6 +74,7 @@ def _say_files(folder: Path, console: Console) -> None:
 
 
 def _evolution(compared: Compared, phase: EvolvePhase, number: int, console: Console) -> bool:
+    assert phase.unit is not None  # noqa: S101 - seen by the caller
     generations = compared.generations(number)
     if phase.unit not in compared.units or not generations:
         known = ", ".join(compared.units)
@@ -84,7 +87,7 @@ def _evolution(compared: Compared, phase: EvolvePhase, number: int, console: Con
     console.print(
         f"true (noise-free) response of {phase.unit}: mean of generation {generations[0] + 1} {first_hz:.1f}, of "
         f"generation {generations[-1] + 1} {last_hz:.1f} spikes/s ({last_hz / first_hz:.2f}x); truly best of the "
-        f"{phase.references} references {name} {best_hz:.1f}; blank screen {blank_hz:.1f} (spontaneous rate included)",
+        f"references {name} {best_hz:.1f}; blank screen {blank_hz:.1f} (spontaneous rate included)",
         highlight=False,
         soft_wrap=True,
     )

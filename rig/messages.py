@@ -37,6 +37,7 @@ from rig.documents.session import (
     Tick,
 )
 from rig.documents.stimuli import (
+    ImageScore,
     ModelUpdated,
     PhaseEnded,
     Presented,
@@ -65,6 +66,7 @@ __all__ = (
     "Envelope",
     "Fault",
     "Gap",
+    "ImageScore",
     "Marker",
     "ModelUpdated",
     "Origin",

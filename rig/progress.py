@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rig.config.phases import EvolvePhase, PresentPhase
+from rig.config.first_minutes import presentations
+from rig.config.phases import ConfirmPhase, EvolvePhase, MapPhase, PresentPhase, ScreenPhase
 from rig.config.session import Config
 from rig.config.sources import LslCalciumSource, LslCountSource, TracesWireSource
 from rig.messages import (
@@ -38,12 +39,15 @@ LONGEST_REASON = 70
 
 def planned(config: Config) -> int:
     """Return the number of presentations that the config asks for."""
-    total = 0
+    total = targets = 0
     for phase in config.phases:
         if isinstance(phase, EvolvePhase):
-            population = 20 if phase.preset == "plos2020" else 40
-            total += phase.generations * (population + phase.references + phase.reshows + phase.blanks)
-            total -= phase.reshows  # the first generation has nothing to show again
+            total += phase.presentations()
+            targets += phase.target_count
+        elif isinstance(phase, ConfirmPhase):
+            total += phase.presentations(targets)
+        elif isinstance(phase, MapPhase | ScreenPhase):
+            total += presentations(phase)
         elif isinstance(phase, PresentPhase):
             total += phase.repeats * (phase.count + phase.blanks)
     return total
@@ -250,6 +254,8 @@ class Progress:
             count = len(self._config.responses.units)
             over = "mean of images" if count == 1 else f"mean over {count} units: all images"
             names = {"mean": over, "best": "best image", "blank": "blank"}
+        if self._now[1] == "confirm":
+            names = {"best": "evolved images", "reference": "references that were best before"}
         digits = 1 if self._measure == "spikes" else 3
         return [f"{name} {self._report[key]:.{digits}f}" for key, name in names.items() if key in self._report]
 

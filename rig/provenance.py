@@ -19,7 +19,7 @@ from rig.supervision.child import boot_id
 
 LIBRARIES = (
     "stimloop", "psychopy", "torch", "numpy", "scipy", "pyzmq", "pylsl", "h5py", "pydantic", "mss", "scikit-image",
-    "scikit-learn",
+    "scikit-learn", "onnxruntime",
 )  # fmt: skip
 
 REPLAY_OF = "replay_of.json"  # in the folder of a session that is fed with the traffic of a recorded one
@@ -27,7 +27,8 @@ REPLAY_OF = "replay_of.json"  # in the folder of a session that is fed with the 
 HERE = Path(__file__).parent.parent
 # Whatever decides what the model server's fold makes of the log.
 DECIDING = (
-    "models/**/*.py", "stimuli/*.py", "rig/shown_again.py", "rig/messages.py", "rig/documents/*.py", "rig/config/*.py",
+    "models/**/*.py", "stimuli/**/*.py", "rig/shown_again.py", "rig/messages.py", "rig/documents/*.py",
+    "rig/config/*.py",
 )  # fmt: skip
 
 

@@ -9,10 +9,13 @@ FRAMES_S = 1.0
 
 
 def window_end_s(config: Config) -> float:
-    """Return when the last of the windows of a response ends, s from the onset."""
+    """Return when the last of the windows of a response, and of its time course, ends, s from the onset."""
     responses = config.responses
     base = responses.baseline
-    return responses.window_s[1] if base.kind == "none" else max(responses.window_s[1], base.window_s[1])
+    ends = [responses.window_s[1]]
+    ends += [base.window_s[1]] if base.kind != "none" else []
+    ends += [responses.psth.window_s[1]] if responses.psth is not None else []
+    return max(ends)
 
 
 def lag_s(config: Config) -> float:

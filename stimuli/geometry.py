@@ -53,6 +53,12 @@ class Rect:
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
         )
 
+    def shared_px(self, other: "Rect") -> int:
+        """Return how many pixels the two share."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(width, 0) * max(height, 0)
+
 
 def pixels_per_cm(size_px: tuple[int, int], width_cm: float) -> float:
     """Return pixels per cm of a window `size_px` (width, height) that is `width_cm` wide; pixels are square."""
@@ -61,11 +67,11 @@ def pixels_per_cm(size_px: tuple[int, int], width_cm: float) -> float:
     return size_px[0] / width_cm
 
 
-def _extent_px(center_deg: float, size_deg: float, distance_px: float) -> tuple[float, float]:
+def _extent_px(center_deg: float, size_deg: float, distance_px: float, part: str) -> tuple[float, float]:
     """Return low and high edge along one axis, pixels from the window's centre."""
     low, high = center_deg - size_deg / 2, center_deg + size_deg / 2
     if not -89 < low < high < 89:
-        raise ValueError(f"an image from {low:.1f} to {high:.1f} degrees leaves the screen; reduce stimulus.size_deg")
+        raise ValueError(f"an image from {low:.1f} to {high:.1f} degrees leaves the screen; reduce {part}.size_deg")
     return distance_px * tan(radians(low)), distance_px * tan(radians(high))
 
 
@@ -75,18 +81,19 @@ def image_rect(
     distance_cm: float,
     size_deg: float,
     center_deg: tuple[float, float],
+    part: str = "stimulus",
 ) -> Rect:
     """Return the pixels of the image: `size_deg` degrees along each axis around `center_deg` (right, up).
 
     Width and height are rounded to the nearest even number of pixels, and the rectangle's centre to a whole pixel
     from the window's; away from the screen's centre the two sides differ (flat screen). Raises ValueError where the
-    image does not fit into the window.
+    image does not fit into the window; `part` is what the image's place is called in the config.
     """
     if distance_cm <= 0 or size_deg <= 0:
         raise ValueError(f"distance {distance_cm} cm, size {size_deg} degrees: both must be positive")
     distance_px = distance_cm * pixels_per_cm(size_px, width_cm)
-    x0, x1 = _extent_px(center_deg[0], size_deg, distance_px)
-    y0, y1 = _extent_px(center_deg[1], size_deg, distance_px)
+    x0, x1 = _extent_px(center_deg[0], size_deg, distance_px, part)
+    y0, y1 = _extent_px(center_deg[1], size_deg, distance_px, part)
     width, height = max(2, 2 * round((x1 - x0) / 2)), max(2, 2 * round((y1 - y0) / 2))
     left = round(size_px[0] / 2 + (x0 + x1) / 2 - width / 2)
     top = round(size_px[1] / 2 - (y0 + y1) / 2 - height / 2)
@@ -95,7 +102,7 @@ def image_rect(
         raise ValueError(
             f"an image of {size_deg} degrees at {center_deg} degrees takes columns {left} to {rect.right} and "
             f"rows {top} to {rect.bottom} of a window of {size_px[0]} x {size_px[1]} pixels; "
-            "reduce stimulus.size_deg, move stimulus.center_deg inwards, or move the screen nearer"
+            f"reduce {part}.size_deg, move {part}.center_deg inwards, or move the screen nearer"
         )
     return rect
 

@@ -6,14 +6,17 @@ an image that was changed on the way is not the image the agent chose. The rate 
 Flashes follow the general flash threshold of WCAG 2.2 (W3C, success criterion 2.3.1, from Harding's work and the
 guidance in ITU-R BT.1702): a flash is a pair of opposing changes of relative luminance by 10 % or more of white, the
 darker side below 80 %, over at least 0.006 sr (a quarter of a 10 degree field); not more than three in any second.
-Here the luminance is the mean over the image square: a pattern that changes sign at a constant mean is not a flash in
+Here the luminance is the mean over an image's square: a pattern that changes sign at a constant mean is not a flash in
 this sense, and is bounded by contrast and rate of images alone.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from stimuli.geometry import Rect
 
 HALF_RANGE = 127.5
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # weights of linear red, green, blue: ITU-R BT.709
@@ -92,8 +95,29 @@ def most_flashes(levels: Sequence[tuple[int, float]]) -> float:
     return max((sum(t - SECOND_NS < c <= t for c in changes) for t in changes), default=0) / 2
 
 
+class Spot(NamedTuple):
+    """A square of the screen on which images are shown."""
+
+    rect: Rect
+    area_sr: float
+    """Solid angle, steradian; below 0.006 sr nothing on it is a large flash."""
+
+
+class Light(NamedTuple):
+    """A change on the screen."""
+
+    at_ns: int
+    luminance: float
+    """Relative luminance of the image that is there from then on, or of the background."""
+    spot: Spot | None
+    """Where the image lies; None: the background is everywhere."""
+
+
 class FlashLimit:
-    """Watches the luminance of one square of the screen, and says beforehand what would be too many flashes.
+    """Watches the luminance of each square of the screen, and says beforehand what would be too many flashes.
+
+    One image is on the screen at a time. An image beside a square leaves the background there, one that covers part of
+    it changes its mean by that part.
 
     Parameters
     ----------
@@ -101,33 +125,34 @@ class FlashLimit:
         Relative luminance whenever no image is shown, 0-1.
     max_hz
         Most flashes in any second.
-    area_sr
-        Solid angle of the square; below 0.006 sr nothing is a large flash.
     """
 
-    def __init__(self, background: float, max_hz: float, area_sr: float) -> None:
+    def __init__(self, background: float, max_hz: float) -> None:
         self.background = background
         self._max_hz = max_hz
-        self._small = area_sr < FLASH_AREA_SR
-        self._past: list[tuple[int, float]] = [(-(1 << 62), background)]
+        self._past: list[Light] = [Light(-(1 << 62), background, None)]
 
-    def shown(self, at_ns: int, luminance: float) -> None:
-        """Take a change that was on the screen: from `at_ns` on it had this luminance."""
-        if self._past[-1][0] == at_ns:
+    def cleared(self, at_ns: int) -> Light:
+        """Return the change by which the background takes the place of an image."""
+        return Light(at_ns, self.background, None)
+
+    def shown(self, light: Light) -> None:
+        """Take a change that was on the screen."""
+        if self._past[-1].at_ns == light.at_ns:
             self._past.pop()
-        self._past.append((at_ns, luminance))
+        self._past.append(light)
         # Two seconds: a change of the last one may have begun before it.
-        while len(self._past) > 1 and self._past[1][0] <= at_ns - 2 * SECOND_NS:
+        while len(self._past) > 1 and self._past[1].at_ns <= light.at_ns - 2 * SECOND_NS:
             del self._past[0]
 
-    def refusal(self, planned: Sequence[tuple[int, float]], luminance: float) -> str:
-        """Return why `planned` must not follow what was shown, "" if it may; times and luminances as for `shown`.
+    def refusal(self, planned: Sequence[Light], luminance: float) -> str:
+        """Return why `planned` must not follow what was shown, "" if it may.
 
         `luminance` is that of the frame in question, which the words name.
         """
-        if self._small or not planned:
-            return ""
-        flashes = most_flashes([*self._past, *planned])
+        lights = [*self._past, *planned]
+        spots = {light.spot for light in lights if light.spot is not None and light.spot.area_sr >= FLASH_AREA_SR}
+        flashes = max((most_flashes([self._on(spot, light) for light in lights]) for spot in spots), default=0.0)
         if flashes <= self._max_hz:
             return ""
         return (
@@ -135,3 +160,10 @@ class FlashLimit:
             f"luminance is {luminance:.2f} of white, the background's {self.background:.2f}; take images with the "
             "background's mean, lengthen presentation.off_s, or raise the limit knowingly"
         )
+
+    def _on(self, spot: Spot, light: Light) -> tuple[int, float]:
+        """Return the time of a change, and the mean luminance of a spot from then on."""
+        if light.spot is None or light.spot.rect == spot.rect:
+            return light.at_ns, light.luminance
+        share = light.spot.rect.shared_px(spot.rect) / (spot.rect.width * spot.rect.height)
+        return light.at_ns, self.background + share * (light.luminance - self.background)

@@ -14,6 +14,13 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Place(Spec):
+    """Where images lie and how large they are; the alternative to the config's `stimulus`."""
+
+    center_deg: tuple[float, float] = Field(description="Centre (right, up) from the screen's centre, degrees.")
+    size_deg: float = Field(gt=0, description="Side of the image, degrees of visual angle.")
+
+
 class Blank(Spec):
     """The background alone, shown and logged like an image."""
 
@@ -46,7 +53,40 @@ class LatentImage(Spec):
     row: int = Field(ge=0, description="Row of this stimulus in the Proposal's `frames` and `latents`.")
 
 
-AnySpec = Annotated[Blank | Grating | BankImage | LatentImage, Field(discriminator="type")]
+Level = Annotated[int, Field(ge=0, le=255)]
+
+
+class Square(Spec):
+    """A uniform square among `Patches`."""
+
+    fill: Literal["level"] = "level"
+    center_deg: tuple[float, float] = Field(description="Its centre (right, up) from the image's centre, degrees.")
+    size_deg: float = Field(gt=0, description="Its side, degrees of visual angle.")
+    level: Level | tuple[Level, Level, Level] = Field(
+        description="Grey level, or red, green and blue, 0-255, linear light."
+    )
+
+
+class GratingSquare(Spec):
+    """A square of a sinusoidal grating around the background level among `Patches`."""
+
+    fill: Literal["grating"] = "grating"
+    center_deg: tuple[float, float] = Field(description="Its centre (right, up) from the image's centre, degrees.")
+    size_deg: float = Field(gt=0, description="Its side, degrees of visual angle.")
+    orientation_deg: float = Field(description="Of the bars, 0 = horizontal, counter-clockwise, degrees.")
+    cycles_per_deg: float = Field(gt=0, description="Spatial frequency, cycles per degree of visual angle.")
+    phase_deg: float = Field(default=0.0, description="Phase at the square's centre, degrees.")
+    contrast: float = Field(default=1.0, ge=0, le=1, description="Michelson contrast, 0 to 1.")
+
+
+class Patches(Spec):
+    """Squares on the background, for mapping receptive fields; where two overlap the later one is seen."""
+
+    type: Literal["patches"] = "patches"
+    squares: tuple[Annotated[Square | GratingSquare, Field(discriminator="fill")], ...] = Field(min_length=1)
+
+
+AnySpec = Annotated[Blank | Grating | BankImage | LatentImage | Patches, Field(discriminator="type")]
 
 
 class Stimulus(Spec):

@@ -1,7 +1,6 @@
 """What the source tests share: a recorder's end of the bus that keeps everything, and a source run in a thread."""
 
 import os
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path

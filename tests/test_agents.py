@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from models.agents import Agent, Batch, Told, build, build_from_config
+from models.agents.breeding import DECODE_CHUNK
 from models.agents.builder import gratings
-from models.agents.evolve import DECODE_CHUNK, Evolve
+from models.agents.evolve import Evolve
 from models.agents.present import Present
-from rig.config.phases import DctGenerator, EvolvePhase, PresentPhase
+from rig.config.generators import DctGenerator
+from rig.config.optimisers import XDream
+from rig.config.phases import EvolvePhase, PresentPhase
 from rig.config.reading import parse
 from stimuli.bank import natural_bank
 from stimuli.geometry import image_rect, pixel_angles
@@ -28,7 +31,7 @@ BANKS = {"natural": natural_bank()}
 UNIT = 1
 
 EVOLVE = EvolvePhase(
-    unit=UNITS[UNIT], preset="invivo", generations=5, references=4, reshows=2, blanks=2,
+    unit=UNITS[UNIT], optimiser=XDream(preset="invivo"), generations=5, references=4, reshows=2, blanks=2,
     generator=DctGenerator(frequencies=6, falloff=0.75, contrast=0.25),
 )  # fmt: skip
 PRESENT = PresentPhase(images=("natural", "gratings"), count=6, repeats=3, blanks=2)
@@ -164,7 +167,7 @@ def test_an_image_keeps_its_identity_and_its_pixels_through_the_generations(pres
     """Kept codes and re-shows carry the id of the image they show; nothing else ever has that id."""
     pixels: dict[str, bytes] = {}
     parents: dict[str, tuple[str, ...]] = {}
-    for batch in run(evolving(preset=preset)):
+    for batch in run(evolving(optimiser=XDream(preset=preset))):
         for stimulus in batch.stimuli:
             if isinstance(stimulus.spec, LatentImage):
                 assert pixels.setdefault(stimulus.id, batch.frames[stimulus.spec.row].tobytes()) == (
@@ -521,7 +524,7 @@ def test_agents_are_built_from_a_config() -> None:
     first, second = make(0), make(1)
     assert isinstance(first, Present)
     assert isinstance(second, Evolve)
-    assert second.unit == 1
+    assert [e.target.unit for e in second.evolutions] == ["E02#0"]
     rect = image_rect(config.display.size_px, config.display.width_cm, config.display.distance_cm, 10.0, (0.0, 0.0))
     assert finish(second).frames.shape == (40, rect.height, rect.width, 3)
 

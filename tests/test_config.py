@@ -39,6 +39,7 @@ def test_the_demo_config_shows_every_field_of_what_it_uses() -> None:
         unused = {"banks", "age", "models", "recorded", "session", "multiunit", "gates", "outputs", "reward", "guest"}
         unused |= {"wire_faults", "calcium", "behaviour", "sync", "sync_port", "model_server"}
         unused |= {"experiment", "recording", "luminance_cd_m2"}
+        unused |= {"units", "targets", "most_units", "sizes_deg", "start", "stop"}
         unused |= {"date_of_birth", "strain", "genotype", "weight_g", "description"}
         assert set(type(model).model_fields) - set(given) <= unused, at
         for name, value in given.items():

@@ -21,7 +21,7 @@ from guest_client import Stimloop
 
 loop = Stimloop(sys.argv[1], "a guest with little time")
 for trial, images in loop.trials():
-    for presentation, pixels in images:
+    for presentation, pixels, _rect in images:
         onset = time.perf_counter_ns()
         time.sleep(0.1)
         offset = time.perf_counter_ns()

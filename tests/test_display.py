@@ -17,12 +17,15 @@ import numpy.typing as npt
 import pytest
 
 from rig.clock import HostClock
+from rig.config.reading import parse
 from rig.config.screen import Display, Limits
 from rig.display.frames import FrameMaker
+from rig.display.places import places
 from rig.display.window import NO_SCREEN
 from rig.priority import ask, permitted
-from stimuli.geometry import Rect, pixel_angles
+from stimuli.geometry import Rect
 from stimuli.spec import Blank, Stimulus
+from tests.test_config import SMALLEST
 from tests.test_trial import proposal
 
 pytestmark = pytest.mark.display
@@ -89,10 +92,10 @@ def window(private_screen: str) -> Iterator[WindowChild]:
     child.close()
 
 
-def expected(frame: U8 | None, patch: bool) -> U8:
+def expected(frame: U8 | None, patch: bool, rect: Rect = RECT) -> U8:
     screen = np.full((SIZE[1], SIZE[0], 3), LEVEL, np.uint8)
     if frame is not None:
-        screen[RECT.top : RECT.bottom, RECT.left : RECT.right] = frame
+        screen[rect.top : rect.bottom, rect.left : rect.right] = frame
     screen[PATCH.top : PATCH.bottom, PATCH.left : PATCH.right] = 255 if patch else 0
     return screen
 
@@ -150,10 +153,33 @@ def test_each_texture_keeps_its_own_frame(window: WindowChild, tmp_path: Path) -
         assert np.array_equal(window.show(k, False), expected(held[k], False))
 
 
+ELSEWHERE = [Rect(3, 5, 64, 48), Rect(420, 330, 300, 212), Rect(0, 0, 800, 568)]
+
+
+def test_frames_of_three_places_and_sizes_come_back_byte_equal(window: WindowChild, tmp_path: Path) -> None:
+    """As in a trial that spans proposals: three textures of different sizes, then others in their stead."""
+    rng = np.random.default_rng(8)
+    for turn in range(2):
+        rects = ELSEWHERE if turn == 0 else ELSEWHERE[::-1]
+        held = [rng.integers(0, 256, (rect.height, rect.width, 3), dtype=np.uint8) for rect in rects]
+        for k, (frame, rect) in enumerate(zip(held, rects, strict=True)):
+            np.save(tmp_path / f"{k}.npy", frame)
+            at = [rect.left, rect.top, rect.width, rect.height]
+            window.do("upload", k, str(tmp_path / f"{k}.npy"), at)
+        for k in (1, 0, 2, 1):
+            assert np.array_equal(window.show(k, False), expected(held[k], False, rects[k]))
+            assert np.array_equal(window.show(None, True), expected(None, True))
+    # The same size elsewhere: nothing of the texture is made anew, and it is drawn at the new place.
+    moved = Rect(480, 17, ELSEWHERE[0].width, ELSEWHERE[0].height)
+    window.do("upload", 2, str(tmp_path / "2.npy"), [moved.left, moved.top, moved.width, moved.height])
+    assert np.array_equal(window.show(2, False), expected(held[2], False, moved))
+
+
 def test_the_pool_does_not_grow(window: WindowChild) -> None:
-    before = window.do("churn", 30)
-    after = window.do("churn", 300)
-    assert after - before < 5e6  # one new texture for each frame would be 69 MB
+    for shrink in (0, 4):  # frames of one size; of sizes that change with each frame
+        before = window.do("churn", 60, shrink)
+        after = window.do("churn", 300, shrink)
+        assert after - before < 5e6  # one new texture for each frame would be 69 MB
 
 
 def test_a_stamp_follows_its_flip(window: WindowChild) -> None:
@@ -190,8 +216,7 @@ def test_any_rectangle_without_a_patch(private_screen: str, tmp_path: Path, rect
 @pytest.mark.parametrize("gamma", [1.0, 2.2])
 def test_the_blank_frame_is_the_background(gamma: float) -> None:
     """A blank must not show as a square: frame and window background pass the same gamma table."""
-    angles = pixel_angles(RECT, SIZE, 40, 30)
-    maker = FrameMaker(angles, Display().background, gamma, Limits(), {})
+    maker = FrameMaker(places(parse(SMALLEST)), Display().background, gamma, Limits(), {})
     made = maker.make(proposal(0), Stimulus(id="b", spec=Blank()))
     assert np.unique(made.frame).tolist() == [maker.background_level]
     assert made.sha256 == maker.grey.sha256

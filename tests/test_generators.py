@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stimuli.generators import AXES, DctGenerator, cosine_basis, soft_clip_drive
+from stimuli.generators.dct import AXES, DctGenerator, cosine_basis
+from stimuli.generators.soft_clip import soft_clip_drive
 from stimuli.limits import check_frame, frame_levels
 
 LIMITS = ((20.0, 235.0), 0.75)

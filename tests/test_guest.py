@@ -85,7 +85,7 @@ class Room:
         self.clock, self.line = FakeClock(), Line()
         self.where = places(self.config)
         display = self.config.display
-        frames = FrameMaker(self.where.angles, display.background, display.gamma, self.config.limits, {})
+        frames = FrameMaker(self.where, display.background, display.gamma, self.config.limits, {})
         self.rig = GuestRig(self.config, self.where, frames, self.line, self.clock, Going())
         self.guest = "g1"
         self.pair: dict[str, int] = {}

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from stimuli.bank import natural_bank
+from stimuli.geometry import Rect
 from stimuli.limits import (
     FLASH_STEP,
     FlashLimit,
+    Light,
     LimitExceeded,
+    Spot,
     check_frame,
     frame_levels,
     mean_luminance,
@@ -60,6 +63,7 @@ def test_what_is_no_frame_is_refused(frame: np.ndarray) -> None:
 
 MS = 1_000_000
 LARGE_SR = 0.03  # a square of 10 degrees
+SQUARE = Spot(Rect(100, 100, 80, 80), LARGE_SR)
 
 
 def rhythm(luminances: list[float], on_ms: int, off_ms: int, background: float = 0.5) -> list[tuple[int, float]]:
@@ -70,6 +74,11 @@ def rhythm(luminances: list[float], on_ms: int, off_ms: int, background: float =
         if off_ms:
             out.append(((k * (on_ms + off_ms) + on_ms) * MS, background))
     return out
+
+
+def on(spot: Spot, levels: list[tuple[int, float]], background: float = 0.5) -> list[Light]:
+    """Return changes of luminance as those of images at `spot`."""
+    return [Light(t, level, None if level == background else spot) for t, level in levels]
 
 
 def test_mean_luminance_weighs_the_colours() -> None:
@@ -108,24 +117,49 @@ def test_flashes_are_counted_in_any_second() -> None:
 
 
 def test_ordinary_images_at_five_per_second_pass_and_bright_ones_do_not() -> None:
-    limit = FlashLimit(128 / 255, 3.0, LARGE_SR)
+    limit = FlashLimit(128 / 255, 3.0)
     mean_grey = [128 / 255 + d for d in (0.03, -0.04, 0.05, -0.02, 0.0) * 4]
-    assert limit.refusal(rhythm(mean_grey, 100, 100, 128 / 255), mean_grey[-1]) == ""
-    refused = limit.refusal(rhythm([0.8] * 5, 100, 100, 128 / 255), 0.8)
+    assert limit.refusal(on(SQUARE, rhythm(mean_grey, 100, 100, 128 / 255), 128 / 255), mean_grey[-1]) == ""
+    bright = on(SQUARE, rhythm([0.8] * 5, 100, 100, 128 / 255), 128 / 255)
+    refused = limit.refusal(bright, 0.8)
     assert "max_flash_hz is 3" in refused
     assert "luminance is 0.80 of white, the background's 0.50" in refused
-    assert limit.refusal(rhythm([0.8] * 3, 100, 100, 128 / 255), 0.8) == ""
-    assert FlashLimit(128 / 255, 5.0, LARGE_SR).refusal(rhythm([0.8] * 5, 100, 100, 128 / 255), 0.8) == ""
-    assert FlashLimit(128 / 255, 3.0, 0.005).refusal(rhythm([0.8] * 5, 100, 100), 0.8) == "", "a small square"
+    assert limit.refusal(bright[:6], 0.8) == ""
+    assert FlashLimit(128 / 255, 5.0).refusal(bright, 0.8) == ""
+    small = [light._replace(spot=light.spot and light.spot._replace(area_sr=0.005)) for light in bright]
+    assert limit.refusal(small, 0.8) == "", "a small square"
 
 
 def test_what_was_shown_before_counts() -> None:
-    limit = FlashLimit(0.5, 3.0, LARGE_SR)
-    for t, level in rhythm([0.9] * 3, 100, 100):
-        limit.shown(t, level)
+    limit = FlashLimit(0.5, 3.0)
+    for light in on(SQUARE, rhythm([0.9] * 3, 100, 100)):
+        limit.shown(light)
     soon, later = 700 * MS, 1600 * MS
-    assert limit.refusal([(soon, 0.9), (soon + 100 * MS, 0.5)], 0.9) != ""
-    assert limit.refusal([(later, 0.9), (later + 100 * MS, 0.5)], 0.9) == ""
+    assert limit.refusal([Light(soon, 0.9, SQUARE), limit.cleared(soon + 100 * MS)], 0.9) != ""
+    assert limit.refusal([Light(later, 0.9, SQUARE), limit.cleared(later + 100 * MS)], 0.9) == ""
+
+
+def test_images_that_take_turns_at_two_places_flash_at_each() -> None:
+    """Without a period off their luminance never changes, and yet each square goes on and off."""
+    limit, beside = FlashLimit(0.5, 3.0), Spot(Rect(300, 100, 80, 80), LARGE_SR)
+    turns = [Light(100 * k * MS, 0.9, (SQUARE, beside)[k % 2]) for k in range(12)]
+    assert limit.refusal([Light(100 * k * MS, 0.9, SQUARE) for k in range(12)], 0.9) == "", "always on: no flash"
+    assert "makes 5 flashes" in limit.refusal(turns, 0.9).replace("would make", "makes")
+    slow = [light._replace(at_ns=2 * light.at_ns) for light in turns]
+    assert limit.refusal(slow, 0.9) == "", "2.5 in a second at each"
+
+
+def test_an_image_counts_where_it_lies_by_the_part_that_it_covers() -> None:
+    limit = FlashLimit(0.5, 3.0)
+    times = rhythm([0.9] * 6, 50, 50)
+    quarter = Spot(Rect(140, 140, 40, 40), LARGE_SR / 4)
+    wide = Light(-100 * MS, 0.5, SQUARE)
+    assert limit.refusal([wide, *on(quarter, times)], 0.9) != "", "large enough by itself"
+    eighth = Spot(Rect(140, 140, 40, 20), 0.004)
+    assert limit.refusal([wide, *on(eighth, times)], 0.9) == "", "small, and little of the large square"
+    most = Spot(Rect(100, 100, 80, 60), 0.005)
+    assert limit.refusal([wide, *on(most, times)], 0.9) != "", "three quarters of a large square that was shown"
+    assert limit.refusal(on(most, times), 0.9) == "", "and nothing large was"
 
 
 @pytest.mark.parametrize("contrast", [0.25, 0.6])

@@ -131,7 +131,7 @@ def test_a_rhythm_that_asks_for_more_reward_than_a_minute_allows(tmp_path: Path)
     # 10 images of 0.2 s and a pause of 0.3 s, less the last image's own: 2.2 s a trial, 27.3 a minute, 2.7 s open.
     reward, long = REWARD | {"max_per_minute_s": 2.0}, [{"agent": "evolve", "unit": "E01#0", "generations": 20}]
     _, limits = valve(tmp_path / "port", reward)
-    assert limits.status == "ok", "15 trials, 1.5 s: the whole session is within the limit of a minute"
+    assert limits.status == "ok", "16 trials, 1.6 s: the whole session is within the limit of a minute"
     _, limits = valve(tmp_path / "port", reward, phases=long)
     assert limits.status == "warn"
     assert "only 20 of 27.3 trials a minute can be rewarded" in limits.message
@@ -139,7 +139,7 @@ def test_a_rhythm_that_asks_for_more_reward_than_a_minute_allows(tmp_path: Path)
     _, limits = valve(tmp_path / "port", reward | {"max_per_minute_s": 2.73}, phases=long)
     assert limits.status == "ok", limits
     _, limits = valve(tmp_path / "port", REWARD | {"max_session_ml": 0.55})
-    assert "rewards end after trial 5 of 15" in limits.message
+    assert "rewards end after trial 5 of 16" in limits.message
 
 
 def test_messages_for_a_gui_that_is_not_there() -> None:
@@ -157,7 +157,8 @@ def test_the_model_makes_real_batches_and_says_how_long_they_take() -> None:
     settings = config(phases=[{"agent": "evolve", "unit": "E01#0"}, {"agent": "present", "count": 5}])
     figures = warm_up(settings)
     assert isinstance(figures, dict)
-    assert [len(phase["stimuli"]) for phase in figures["phases"]] == [6 + 1, 5 + 1], "references or pictures, a blank"
+    wanted = [8 + 1, 5 + 1]  # references, 15 % of a batch, or pictures; and a blank
+    assert [len(phase["stimuli"]) for phase in figures["phases"]] == wanted
     assert [len(phase["generated_luminance"]) for phase in figures["phases"]] == [40, 0]
     result = judged(figures, settings)
     assert result.status == "ok", result

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from stimuli.bank import natural_bank
 from stimuli.generators import DctGenerator
 from stimuli.geometry import image_rect, pixel_angles
-from stimuli.search import F64, PRESETS, GASettings, XDreamGA, fitness
+from stimuli.search.ga import F64, PRESETS, GASettings, XDreamGA, fitness
 
 NAMES = sorted(PRESETS)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.agents.carried import Leaves
 from models.agents.types import Batch, Told
 from models.server import ModelServer, batch_hash, state_hash
 from rig.encoding import encode
@@ -15,6 +16,7 @@ from rig.messages import (
     Entry,
     Envelope,
     Fault,
+    ImageScore,
     ModelUpdated,
     PhaseEnded,
     Presented,
@@ -76,6 +78,12 @@ class Recording:
     def finished(self) -> str | None:
         return "all shown" if self.generation >= self.last else None
 
+    def scored(self) -> tuple[ImageScore, ...]:
+        return ()
+
+    def leaves(self) -> Leaves:
+        return {"units": (f"u{len(self.told)}",), "window_s": (0.05, 0.2)}
+
     def state(self) -> dict[str, Any]:
         told = [[t.proposal, t.slot, t.role, t.stimulus_id, t.rate_hz] for t in self.told]
         return {"generation": self.generation, "told": told}
@@ -90,7 +98,7 @@ class Log:
     def __init__(self, phases: int = 1, repeats: int = 2) -> None:
         self.agents: list[Recording] = []
 
-        def build(_: int) -> Recording:
+        def build(*_: object) -> Recording:
             self.agents.append(Recording())
             return self.agents[-1]
 
@@ -297,7 +305,7 @@ def test_a_fresh_fold_over_the_log_gives_identical_documents() -> None:
     assert len(emitted) == 3 + 4 + 1
 
     def make(_: SessionStart) -> ModelServer:
-        return ModelServer(lambda _: Recording(), 1, 2)
+        return ModelServer(lambda *_: Recording(), 1, 2)
 
     wants = frozenset({"session_start", "response", "work_done"})
     verdict = verify(log.entries, make, wants)
@@ -333,7 +341,7 @@ class Failing(Recording):
 @pytest.mark.parametrize("phases", [1, 2])
 def test_an_agent_that_raises_ends_its_phase_and_neither_the_server_nor_a_replay(where: str, phases: int) -> None:
     def server() -> ModelServer:
-        return ModelServer(lambda k: Recording() if k else Failing(where), phases, 2)
+        return ModelServer(lambda k, _: Recording() if k else Failing(where), phases, 2)
 
     log = Log(phases)
     log.server = server()
@@ -364,7 +372,7 @@ def test_an_agent_that_raises_ends_its_phase_and_neither_the_server_nor_a_replay
 
 
 def test_what_raises_at_the_session_s_beginning_is_raised() -> None:
-    def build(_: int) -> Recording:
+    def build(*_: object) -> Recording:
         raise ValueError("no bank of this name")
 
     log = Log()
@@ -378,7 +386,7 @@ def test_verify_names_what_differs_and_what_is_missing() -> None:
     run(log, 3)
 
     def other(_: SessionStart) -> ModelServer:
-        return ModelServer(lambda _: Recording(last=1), 1, 2)
+        return ModelServer(lambda *_: Recording(last=1), 1, 2)
 
     verdict = verify(log.entries, other, frozenset({"session_start", "response", "work_done"}))
     assert not verdict.agrees
@@ -401,7 +409,7 @@ def test_verify_cannot_agree_with_what_was_not_compared() -> None:
     wants = frozenset({"session_start", "response", "work_done"})
 
     def make(_: SessionStart) -> ModelServer:
-        return ModelServer(lambda _: Recording(), 1, 2)
+        return ModelServer(lambda *_: Recording(), 1, 2)
 
     def changed(entries: list[Entry]) -> list[str]:
         return verify(entries, make, wants).different

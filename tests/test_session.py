@@ -46,6 +46,7 @@ from rig.recording.recorder import Recorder
 from rig.supervision.liveness import Pulses
 from rig.supervision.post import Post
 from rig.supervision.restarts import Restarts
+from stimuli.geometry import Rect
 from stimuli.spec import Blank, Grating, LatentImage, Stimulus
 
 CONFIG = """
@@ -116,14 +117,17 @@ class FakeScreen:
         self.textures = textures
         self.uploads = 0
         self.held: dict[int, str] = {}
+        self.drawn_at: dict[int, Rect] = {}
         self.flips: list[tuple[int, str | None, bool]] = []  # (stamp, sha256 of the frame or None, patch)
         self.cost_ns: Callable[[int], int] = lambda flip: 300_000
         self.lost_at: int | None = None
         self._clock = clock
         self._drawn: tuple[str | None, bool] = (None, False)
 
-    def upload(self, texture: int, frame: npt.NDArray[np.uint8]) -> None:
+    def upload(self, texture: int, frame: npt.NDArray[np.uint8], rect: Rect) -> None:
         assert 0 <= texture < self.textures
+        assert frame.shape == (rect.height, rect.width, 3)
+        self.drawn_at[texture] = rect
         self.uploads += 1
         self.held[texture] = hashlib.sha256(frame.tobytes()).hexdigest()
 
@@ -206,7 +210,7 @@ class Bench:
         self.line = Script(self.clock, self.screen)
         self.stop = FakeStop(self.clock)
         display = self.config.display
-        self.frames = FrameMaker(self.where.angles, display.background, display.gamma, self.config.limits, {})
+        self.frames = FrameMaker(self.where, display.background, display.gamma, self.config.limits, {})
         self.onset = FakeOnset(self.screen)
         self.session = Session(
             self.config, self.where, self.screen, self.line, self.frames, self.clock, self.stop, self.onset

@@ -200,7 +200,7 @@ class World:
     # --- the model
 
     def new_model(self) -> None:
-        self.model, self.model_read = ModelServer(lambda _: Recording(last=PROPOSALS - 1), 1, REPEATS), 0
+        self.model, self.model_read = ModelServer(lambda *_: Recording(last=PROPOSALS - 1), 1, REPEATS), 0
 
     def save(self) -> None:
         self.saved = copy.deepcopy(self.model.state()), self.model_read

@@ -185,6 +185,7 @@ def test_counts_are_the_spikes_of_each_bin(tag: str, closing: list[Any]) -> None
 # --- faults of the wire ---
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("switch", "expected"),
     [

@@ -158,6 +158,7 @@ def test_what_a_child_had_started_does_not_outlive_the_session_when_it_dies_at_t
         assert look_until(one, 20) == ""
         assert one.child is not None
         (grandchild,) = psutil.Process(one.child.process.pid).children()
+        psutil.Process(one.child.process.pid).suspend()  # it must not end by itself before it is killed
         one.stop()
         one.child.process.kill()
         assert look_until(one, 5, "dead") == "was killed by signal SIGKILL"

@@ -116,6 +116,7 @@ def test_without_sync_in_the_config_nothing_is_read() -> None:
     assert line.pairs(1, 10**6, RATE_HZ) == []
 
 
+@pytest.mark.alone
 def test_what_goes_out_on_a_port_comes_back_as_the_same_number_and_time(tmp_path: Path) -> None:
     """A real sender on a register file, a real input that watches it: number and time of the first edge agree."""
     clock = HostClock(spin_ns=0)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from models.generators.factory import build_generator
 from rig.clock import FakeClock
 from rig.config.reading import parse
 from rig.config.session import Config
@@ -84,7 +85,7 @@ def log() -> list[Entry]:
 
 @pytest.fixture(scope="module")
 def found(log: list[Entry]) -> Provenance:
-    out = Provenance()
+    out = Provenance(build_generator)
     for entry in log:
         out.apply(entry)
     return out
@@ -124,7 +125,7 @@ def test_a_child_is_traced_to_the_initial_population_with_the_scores_that_chose_
     roots = [n for n in answer["stimuli"].values() if not n["parents"]]
     assert roots
     assert {n["generation"] for n in roots} == {0}
-    assert {n["how"] for n in roots} == {"start code, drawn by the generator"}
+    assert {n["how"] for n in roots} == {"start code"}
     assert all(p["stimulus_id"] in answer["stimuli"] for n in answer["stimuli"].values() for p in n["parents"])
 
 
@@ -144,13 +145,13 @@ def test_latent_frame_and_state_are_those_of_the_log(log: list[Entry], found: Pr
     ).hexdigest()
     assert answer["presentation"]["frame_again"] == "identical"
     assert answer["asked_by"]["agent_state_sha256"] == proposal.model_version
-    assert answer["stimuli"][stimulus.id]["random"] == "numpy default_rng([0, 0])"
+    assert answer["stimuli"][stimulus.id]["random"] == "numpy default_rng([0, 0, 0])"
     assert answer["stimuli"][stimulus.id]["generator"]["frequencies"] == 4
 
 
 def test_another_frame_than_the_generator_makes_is_noticed(log: list[Entry]) -> None:
     shown = first(log, proposal=1, slot=0)
-    out = Provenance()
+    out = Provenance(build_generator)
     for entry in log:
         changed = entry.document is shown
         out.apply(Entry(entry.envelope, shown.model_copy(update={"frame_sha256": "0" * 64})) if changed else entry)
@@ -200,7 +201,7 @@ def test_by_stimulus_id_and_what_is_not_there(found: Provenance) -> None:
 
 def test_a_session_that_shows_a_fixed_set_is_traced_too() -> None:
     log = make_log(parse(config_text(PRESENT)))
-    out = Provenance()
+    out = Provenance(build_generator)
     for entry in log:
         out.apply(entry)
     answer = out.explain(0)

@@ -1,7 +1,8 @@
 """A process with the real window, driven line by line by test_display: it can crash, or lose its screen, by itself.
 
-Commands are JSON lists on stdin, answers JSON on stdout: ["upload", texture, file.npy], ["show", texture, patch],
-["churn", frames] (answers its memory in bytes), ["quit"].
+Commands are JSON lists on stdin, answers JSON on stdout: ["upload", texture, file.npy] (a fourth element says where it
+is drawn, if not at the window's rect), ["show", texture, patch], ["churn", frames, shrink] (of the window's rect, or of
+rects that get smaller by `shrink` pixels; answers its memory in bytes), ["quit"].
 """
 
 import json
@@ -29,16 +30,17 @@ def main(settings: str) -> None:
     for line in sys.stdin:
         what, *rest = json.loads(line)
         if what == "upload":
-            window.upload(rest[0], np.load(rest[1]))
+            window.upload(rest[0], np.load(rest[1]), Rect(*rest[2]) if len(rest) > 2 else rect)
             answer("uploaded")
         elif what == "show":
             window.draw(rest[0], rest[1])
             answer(window.flip())
         elif what == "churn":
             rng = np.random.default_rng(0)
-            shape = (given["rect"][3], given["rect"][2], 3)
             for k in range(rest[0]):
-                window.upload(k % TEXTURES, rng.integers(0, 256, shape, dtype=np.uint8))
+                less = rest[1] * (k % 20)
+                at = Rect(rect.left, rect.top, rect.width - less, rect.height - less)
+                window.upload(k % TEXTURES, rng.integers(0, 256, (at.height, at.width, 3), dtype=np.uint8), at)
                 window.draw(k % TEXTURES, True)
                 window.flip()
             answer(psutil.Process().memory_info().rss)

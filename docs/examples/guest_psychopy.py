@@ -20,13 +20,12 @@ def centre(rect, screen):  # (left, top, right, bottom) in px -> PsychoPy's pixe
 
 
 def main(address):
-    loop = Stimloop(address, "guest_psychopy.py", REFRESH_HZ)
+    loop = Stimloop(address, "guest_psychopy.py", REFRESH_HZ, places=True)
     about = loop.about
-    screen, rect, patch_rect = about["screen_px"], about["image_rect_px"], about["patch_rect_px"]
+    screen, patch_rect = about["screen_px"], about["patch_rect_px"]
     grey = about["background"] / 127.5 - 1
     win = visual.Window(screen, pos=(0, 0), units="pix", color=[grey] * 3, checkTiming=False, allowGUI=False)
-    size = (rect[2] - rect[0], rect[3] - rect[1])
-    image = visual.ImageStim(win, size=size, pos=centre(rect, screen), interpolate=False)
+    image = visual.ImageStim(win, interpolate=False)
     patch = None
     if patch_rect is not None:
         side = patch_rect[2] - patch_rect[0]
@@ -47,7 +46,8 @@ def main(address):
 
     on, off = (round(about[name] * REFRESH_HZ) for name in ("on_s", "off_s"))
     for _trial, images in loop.trials():
-        for presentation, pixels in images:
+        for presentation, pixels, rect in images:
+            image.size, image.pos = (rect[2] - rect[0], rect[3] - rect[1]), centre(rect, screen)
             image.image = np.flipud(pixels / np.float32(127.5) - 1)  # PsychoPy wants -1 to 1 and the bottom row first
             onset_ns = flip(True)
             for _ in range(on - 1):

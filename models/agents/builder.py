@@ -4,41 +4,88 @@ Used by the model server and by replay; the same config and seed give the same a
 names of the banks' pictures are needed to choose.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
-from models.agents.evolve import Evolve
+from models.agents.carried import Carried, fields_of, place_of
+from models.agents.confirm import Confirm, fixed_set
+from models.agents.evolve_setup import NATURAL, Shape, build_evolve
+from models.agents.map import Map
 from models.agents.present import Present
+from models.agents.screen import Screen
 from models.agents.types import F64, Agent
-from rig.config.phases import EvolvePhase, PresentPhase
+from rig.config.phases import ConfirmPhase, EvolvePhase, MapPhase, PresentPhase, ScreenPhase
+from rig.config.places import angles_of, rect_of, usual
 from rig.config.session import Config
 from stimuli.bank import Bank, folder_bank, natural_bank
-from stimuli.generators import DctGenerator
-from stimuli.geometry import image_rect, pixel_angles
-from stimuli.spec import BankImage, Grating, Stimulus
+from stimuli.spec import BankImage, Grating, Place, Stimulus
 
-AnyPhase = PresentPhase | EvolvePhase
+AnyPhase = PresentPhase | EvolvePhase | ConfirmPhase
 
 GRATINGS = "gratings"
-NATURAL = "natural"
 ORIENTATIONS_DEG = (0.0, 22.5, 45.0, 67.5, 90.0, 112.5, 135.0, 157.5)
 CYCLES_PER_IMAGE = (4.0, 2.0, 8.0)  # coarse to fine, the middle first: a short set then has all orientations of one
 MAX_ID = 80  # of Stimulus.id
 
 
-def build_from_config(config: Config) -> Callable[[int], Agent]:
-    """Return a function that makes the agent of phase number k of `config`."""
-    display, place = config.display, config.stimulus
-    rect = image_rect(display.size_px, display.width_cm, display.distance_cm, place.size_deg, place.center_deg)
-    angles = pixel_angles(rect, display.size_px, display.width_cm, display.distance_cm)
+class Build(Protocol):
+    """Makes the agents of one config."""
+
+    def __call__(self, phase_index: int, carried: tuple[Carried, ...] = ()) -> Agent:
+        """Return the agent of a phase, given what the phases before it left."""
+        ...
+
+
+def build_from_config(config: Config) -> Build:
+    """Return a function that makes the agent of phase number k of `config` from what the phases before it left."""
+    display = config.display
     banks = {NATURAL: natural_bank(), **{name: folder_bank(path, name) for name, path in config.banks.items()}}
 
-    def make(phase_index: int) -> Agent:
-        phase = config.phases[phase_index]
-        return build(phase, phase_index, config.seed, config.responses.units, angles, display.background, banks)
+    def make(phase_index: int, carried: tuple[Carried, ...] = ()) -> Agent:
+        phase, units = config.phases[phase_index], config.responses.units
+        place = placed(phase, phase_index, carried)
+        here = usual(config.stimulus) if place is None else place
+        angles = angles_of(display, rect_of(display, here))
+        if isinstance(phase, MapPhase | ScreenPhase):
+            rng = np.random.default_rng([config.seed, phase_index])
+            if isinstance(phase, MapPhase):
+                return Map(phase, phase_index, units, here, display.background, shape(here), refusal, rng)
+            stimuli = _fixed_set(phase, phase_index, banks, angles, rng)
+            fields, psth = fields_of(carried), config.responses.psth
+            return Screen(phase, phase_index, stimuli, units, shape(here), rng, place, here, fields, psth)
+        return build(phase, phase_index, config.seed, units, angles, display.background, banks, carried, place, shape)
+
+    def shape(its: Place | None) -> tuple[int, int]:
+        rect = rect_of(display, usual(config.stimulus) if its is None else its)
+        return rect.height, rect.width
+
+    def refusal(its: Place) -> str:
+        try:
+            rect_of(display, its)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     return make
+
+
+def placed(phase: AnyPhase | MapPhase | ScreenPhase, phase_index: int, carried: tuple[Carried, ...]) -> Place | None:
+    """Return where the images of a phase lie; None: where the config's `stimulus` says.
+
+    Raises ValueError where they are to lie as mapped, and no earlier phase found a place.
+    """
+    wanted = getattr(phase, "place", None)
+    if wanted != "mapped":
+        return wanted
+    found = place_of(carried)
+    if found is None:
+        raise ValueError(
+            f"phases.{phase_index}.place: mapped, but no phase before it found a place; see why in the report, or give "
+            "center_deg and size_deg"
+        )
+    return found
 
 
 def build(
@@ -49,30 +96,41 @@ def build(
     angles: tuple[F64, F64],
     background: int,
     banks: Mapping[str, Bank],
+    carried: tuple[Carried, ...] = (),
+    place: Place | None = None,
+    shape: Shape | None = None,
 ) -> Agent:
     """Return the agent of a phase.
 
     `seed` and `phase_index` start its random generator; `units` are the scored units in the order of the responses;
     `angles` are azimuth and elevation of the image's pixels, degrees, each (y, x), which fix the frames' shape and
-    the gratings; `background` is the grey level around the image; `banks` by name, "natural" among them for references.
+    the gratings; `background` is the grey level around the image; `banks` by name, "natural" among them for references;
+    `carried`: what earlier phases left, in their order; `place`: where the images lie that `angles` are of; `shape`
+    gives height and width of images at other places (None: there are none).
     """
     rng = np.random.default_rng([seed, phase_index])
     height, width = angles[0].shape
     if isinstance(phase, PresentPhase):
         stimuli = _fixed_set(phase, phase_index, banks, angles, rng)
-        return Present(stimuli, phase.repeats, phase.blanks, len(units), (height, width), rng)
-    if phase.unit not in units:
-        raise ValueError(f"phases.{phase_index}.unit: {phase.unit!r} is not among the scored units {list(units)}")
-    settings = phase.generator
-    generator = DctGenerator(height, width, settings.frequencies, settings.falloff, settings.contrast, background)
-    names = banks[NATURAL].names
-    if phase.references > len(names):
-        raise ValueError(
-            f"phases.{phase_index}.references: {phase.references}, but the natural bank has {len(names)} pictures"
-        )
-    chosen = sorted(rng.choice(len(names), phase.references, replace=False).tolist())
-    references = tuple(Stimulus(id=f"ref-{names[k]}", spec=BankImage(bank=NATURAL, name=names[k])) for k in chosen)
-    return Evolve(phase, phase_index, units.index(phase.unit), len(units), generator, references, rng)
+        return Present(stimuli, phase.repeats, phase.blanks, len(units), (height, width), rng, place)
+    if isinstance(phase, ConfirmPhase):
+        chosen = fixed_set(phase, f"phases.{phase_index}", units, carried)
+        return Confirm(chosen, phase, units, (height, width), rng)
+    return build_evolve(
+        phase, phase_index, seed, units, shape or _only(angles), background, banks, carried, place, usual_place(angles)
+    )
+
+
+def usual_place(angles: tuple[F64, F64]) -> Place:
+    """Return the place of the pixels `angles` (azimuth and elevation, each (y, x)), degrees."""
+    azimuth, elevation = angles
+    center = (float(azimuth.max() + azimuth.min()) / 2, float(elevation.max() + elevation.min()) / 2)
+    return Place(center_deg=center, size_deg=float(azimuth.max() - azimuth.min()))
+
+
+def _only(angles: tuple[F64, F64]) -> Shape:
+    height, width = angles[0].shape
+    return lambda _: (height, width)
 
 
 def gratings(angles: tuple[F64, F64]) -> list[Stimulus]:
@@ -99,7 +157,7 @@ def _bank_stimuli(bank: str, names: tuple[str, ...]) -> list[Stimulus]:
 
 
 def _fixed_set(
-    phase: PresentPhase,
+    phase: PresentPhase | ScreenPhase,
     phase_index: int,
     banks: Mapping[str, Bank],
     angles: tuple[F64, F64],

@@ -1,277 +1,277 @@
-"""The evolve agent: the XDream genetic algorithm over a generator, for one unit (Ponce 2019; PLoS 2020).
+"""The evolve agent: images that drive (or silence) units, found by an optimiser over a generator's codes.
 
-A batch is one generation. Its main part are the algorithm's codes, shuffled with blanks; its tail, shuffled too, are
-the same natural references every time and the best images of the generation before, shown again. While the tail is on
-the screen the next generation is computed, so the algorithm stays as published and the screen never waits. Re-shows
-measure the winners anew: the score by which an image was chosen overrates it.
+A batch is one generation of every target that shares its place: their candidates shuffled together with blanks, so that
+no target is ahead of another; then the tail, shuffled too: the same natural references every time, and for each target
+the best images of the generation before, shown again. While the tail is on the screen the next generation is computed,
+so the algorithms stay as published and the screen never waits. Targets at different places (or sizes) take turns by
+batch. Re-shows measure the winners anew: the score by which an image was chosen overrates it.
+
+A code that its optimiser asks for again is the same image: same identity, role "candidate", and its score is the
+optimiser's. The agent's own re-shows have the role "reshow" and are told as measurements that nobody asked for.
 """
 
-import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from models.agents.breeding import Breeding
+from models.agents.carried import Leaves, Measured
+from models.agents.evolution import Evolution, Row
 from models.agents.ledger import Ledger
-from models.agents.types import F32, F64, U8, Batch, Told
+from models.agents.stop import Lately, stopped
+from models.agents.types import F64, Batch, Told
 from rig.config.phases import EvolvePhase
-from rig.messages import (
-    Slot,
-)
-from stimuli.generators import Generator
-from stimuli.search import PRESETS, XDreamGA
-from stimuli.spec import Blank, LatentImage, Stimulus
+from rig.messages import ImageScore
+from stimuli.generators.generator import Generator
+from stimuli.search.optimiser import Asked, Optimiser
+from stimuli.spec import Place, Stimulus
 
-DECODE_CHUNK = 8  # images decoded in one step: a few ms
+KEPT_PROPOSALS = 8  # of which it is remembered when they were shown
 
 
-class Origin(NamedTuple):
-    """How an image came to be, as `Stimulus` says it."""
+@dataclass(frozen=True)
+class Group:
+    """Targets whose images lie at one place, and share a batch."""
 
-    parents: tuple[str, ...]
-    how: str
-    figures: dict[str, float]
+    place: Place | None
+    generator: Generator
+    evolutions: tuple[Evolution, ...]
+    references: tuple[Stimulus, ...]
 
 
 class Evolve:
-    """Evolves images for one unit."""
+    """Evolves images for one target, or several at once."""
 
     def __init__(
-        self,
-        phase: EvolvePhase,
-        phase_index: int,
-        unit: int,
-        units: int,
-        generator: Generator,
-        references: tuple[Stimulus, ...],
-        rng: np.random.Generator,
+        self, phase: EvolvePhase, groups: tuple[Group, ...], units: tuple[str, ...], rng: np.random.Generator
     ) -> None:
-        """Maximise unit number `unit` of `units` with images of `generator`; every draw comes from `rng`."""
-        settings = PRESETS[phase.preset]
-        self.phase, self.phase_index, self.unit = phase, phase_index, unit
-        self.generator, self.references = generator, references
-        self._ga = XDreamGA(settings, generator.start(settings.population, rng), rng)
-        self._ledger = Ledger(units, unit)
-        self._generation = -1
-        self._ids: tuple[str, ...] = ()
-        self._origins: tuple[Origin, ...] = ()
-        self._scores: F64 = np.full(settings.population, np.nan)
-        self._measured: dict[str, tuple[int, float]] = {}  # references and re-shows: number and sum of rates
-        self._last: dict[str, Any] = {}  # summary of the newest generation that was told
-        self._winners: list[tuple[int, str]] = []  # (generation, best image) of the newest three that are shown again
+        """Evolve for the targets in `groups`; `units` are the scored ones, in the order of the responses.
+
+        `rng` shuffles the batches; each optimiser has its own.
+        """
+        self.phase, self.groups, self.units = phase, groups, units
+        self.rng = rng
+        self.evolutions = tuple(e for group in groups for e in group.evolutions)
+        self._ledger = Ledger(len(units), self._holds)
+        self._batch = -1
+        self._planned = 0  # presentations of all batches so far
+        self._sizes = [0 for _ in groups]  # presentations of the newest batch of each group
+        self._begins: dict[int, int] = {}  # proposal: presentations of the phase before it
+        shape = (len({r.id for group in groups for r in group.references}), len(units))
+        self._reference_row = {
+            name: k for k, name in enumerate(dict.fromkeys(r.id for g in groups for r in g.references))
+        }
+        self._reference_sum: F64 = np.zeros(shape)
+        self._reference_count = np.zeros(shape, np.int64)
+        self._lately = Lately(phase.stop.unusable_over)
+        self._scored: tuple[ImageScore, ...] = ()
+        self._why: str | None = None  # it ends
+
+    @property
+    def generator(self) -> Generator:
+        """The generator of its first target."""
+        return self.groups[0].generator
 
     # --- the contract -------------------------------------------------------------------------------------------------
 
-    def ask(self) -> "Breeding":
-        """Return the computation of the next generation."""
+    def ask(self) -> Breeding:
+        """Return the computation of the next batch."""
         self._ledger.require_main_told()
-        return Breeding(self)
+        return Breeding(self, self.groups[(self._batch + 1) % len(self.groups)], self._batch + 1)
 
     def tell(self, told: Sequence[Told]) -> None:
-        """Take outcomes. A candidate counts while its generation is open; if missing it comes again unchanged."""
+        """Take outcomes. A candidate counts while its generation is open; late ones count as measurements only."""
+        rows: dict[int, list[tuple[Told, Row]]] = {}
+        references: list[tuple[Evolution, Told, float, float]] = []
         for row, in_main in self._ledger.take(told):
-            if row.rate_hz is None:
+            self._lately.take(row.rate_hz is not None)
+            when = self._when(row, in_main)
+            if row.rate_hz is None or row.role == "blank":
                 continue
-            rate = float(row.rate_hz[self.unit])
-            if in_main and row.role == "candidate":
-                self._scores[self._ids.index(row.stimulus_id)] = rate
-            elif row.role in ("reference", "reshow"):
-                key = f"{row.role} {row.stimulus_id}"
-                count, total = self._measured.get(key, (0, 0.0))
-                self._measured[key] = (count + 1, total + rate)
-        if self._generation >= 0 and self._ledger.main_told:
-            self._summarise()
+            if row.role == "reference":
+                references += self._reference(row, when)
+                continue
+            for k, evolution in enumerate(self.evolutions):
+                code = evolution.code_of(row.stimulus_id)
+                if code is not None:
+                    value = evolution.value(row.rate_hz, self.units)
+                    extra = row.role == "reshow" or not in_main
+                    rows.setdefault(k, []).append((row, Row(code, value, when, extra)))
+        scored = []  # after all references of the same time: they say how to correct
+        for evolution, row, value, when in references:
+            corrected = value if evolution.drift is None else evolution.drift.correct(value, when)
+            scored.append(self._score(evolution, row, value, corrected))
+        for k, of in rows.items():
+            evolution = self.evolutions[k]
+            for (row, one), corrected in zip(of, evolution.take([one for _, one in of]), strict=True):
+                if row.role == "reshow":
+                    evolution.again(row.stimulus_id, one.value, corrected)
+                scored.append(self._score(evolution, row, one.value, corrected))
+        self._scored = tuple(scored)
+        if self._batch >= 0 and self._ledger.main_told:
+            for evolution in self.groups[self._batch % len(self.groups)].evolutions:
+                evolution.summarise()
+            self._why = self._why or self._reason()
 
     def report(self) -> dict[str, float]:
-        """Return figures of the newest generation that was told; rates in spikes/s of the evolved unit.
+        """Return figures of the newest generation that was told; values of the target, spikes/s.
 
         mean: over its candidates; top_single_trial: highest single score among them, which overrates its image;
-        best: mean rate over the re-shows of the winner of generation best_generation, the newest one that was
-        measured again, and best_reshows their number; missing: candidates without a score; reference: mean rate of the
-        best reference over all its presentations, reference_mean: over all references. Figures without data are left
-        out.
+        best: mean over the re-shows of the winner of generation best_generation, the newest one that was measured
+        again, and best_reshows their number; missing: candidates without a score; reference: the best reference's mean
+        over all its presentations, reference_mean: over all references. With several targets the names of each one's
+        figures begin with its own, and mean, best and reference are also there as means over targets. Figures without
+        data are left out.
         """
-        last = self._last
-        out = {"generation": float(last.get("generation", 0))}
-        if "best_id" in last:
-            out |= {"top_single_trial": last["best_score"], "mean": last["mean"]}
-        if "missing" in last:
-            out["missing"] = float(last["missing"])
-        references = [self._mean(f"reference {r.id}") for r in self.references]
-        shown = [mean for mean, count in references if count]
-        if shown:
-            out |= {"reference": max(shown), "reference_mean": float(np.mean(shown))}
-        for generation, name in self._winners:  # the newest one that was measured again remains
-            mean, count = self._mean(f"reshow {name}")
-            if count:
-                out |= {"best": mean, "best_reshows": float(count), "best_generation": float(generation)}
-        return out
+        out = {"generation": float(max((e.last.get("generation", 0.0) for e in self.evolutions), default=0.0))}
+        each = []
+        for group in self.groups:
+            for evolution in group.evolutions:
+                figures = evolution.report() | self._references_of(group, evolution)
+                each.append(figures)
+                if len(self.evolutions) > 1:
+                    out |= {f"{evolution.target.title}: {name}": value for name, value in figures.items()}
+        if len(each) == 1:
+            return out | each[0]
+        for name in ("mean", "best", "reference"):
+            if values := [figures[name] for figures in each if name in figures]:
+                out[name] = float(np.mean(values))
+        return out | {"missing": sum(figures.get("missing", 0.0) for figures in each)}
 
     def finished(self) -> str | None:
-        """Return why evolution ends: all generations of the config were told."""
-        if self._generation + 1 >= self.phase.generations and self._ledger.main_told:
+        """Return why evolution ends: all generations were told, or a stop rule of the config held."""
+        return self._why if self._ledger.main_told else None
+
+    def _reason(self) -> str | None:
+        if all(e.generation + 1 >= self.phase.generations for e in self.evolutions):
             return f"{self.phase.generations} generations were shown"
-        return None
+        following = self._sizes[(self._batch + 1) % len(self.groups)]
+        reshown = [e.reshown() for e in self.evolutions]
+        return stopped(self.phase.stop, reshown, self._planned, following, self._lately.unusable_share())
+
+    def scored(self) -> tuple[ImageScore, ...]:
+        """Return raw and corrected value of every image that the newest `tell` brought."""
+        return self._scored
+
+    def leaves(self) -> Leaves:
+        """Return the images that each optimiser bets on, the references' means, and where each evolution stood."""
+        mean = np.where(
+            self._reference_count > 0, self._reference_sum / np.maximum(self._reference_count, 1), np.nan
+        )
+        return {
+            "targets": tuple(e.target for e in self.evolutions),
+            "images": tuple(n for e in self.evolutions if e.asked is not None for n in e.nominated()),
+            "references": tuple(
+                Measured(stimulus, mean[row], self._reference_count[row].copy(), group.place)
+                for group in self.groups
+                for stimulus in group.references
+                for row in [self._reference_row[stimulus.id]]
+            ),
+            "ends": tuple(e.end() for e in self.evolutions if e.asked is not None),
+        }
 
     def state(self) -> dict[str, Any]:
         """Return everything that decides what comes next and what is reported."""
         return {
-            "ga": self._ga.state(),
+            "rng": self.rng.bit_generator.state,
             "ledger": self._ledger.state(),
-            "generation": self._generation,
-            "ids": list(self._ids),
-            "origins": [[list(o.parents), o.how, dict(o.figures)] for o in self._origins],
-            "scores": self._scores.copy(),
-            "measured": {k: list(v) for k, v in self._measured.items()},
-            "last": dict(self._last),
-            "winners": [list(w) for w in self._winners],
+            "batch": self._batch,
+            "planned": self._planned,
+            "sizes": list(self._sizes),
+            "begins": [[proposal, at] for proposal, at in self._begins.items()],
+            "evolutions": [e.state() for e in self.evolutions],
+            "reference_sum": self._reference_sum.copy(),
+            "reference_count": self._reference_count.copy(),
+            "lately": self._lately.state(),
+            "why": self._why,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over a state of an agent built with the same arguments."""
-        self._ga.restore(state["ga"])
+        self.rng.bit_generator.state = state["rng"]
         self._ledger.restore(state["ledger"])
-        self._generation = state["generation"]
-        self._ids = tuple(state["ids"])
-        self._origins = tuple(Origin(tuple(p), how, dict(figures)) for p, how, figures in state["origins"])
-        self._scores = np.array(state["scores"], dtype=np.float64)
-        self._measured = {k: (v[0], v[1]) for k, v in state["measured"].items()}
-        self._last = dict(state["last"])
-        self._winners = [(w[0], w[1]) for w in state["winners"]]
+        self._batch, self._planned, self._sizes = state["batch"], state["planned"], list(state["sizes"])
+        self._begins = dict(state["begins"])
+        for evolution, its in zip(self.evolutions, state["evolutions"], strict=True):
+            evolution.restore(its)
+        self._reference_sum = np.array(state["reference_sum"], np.float64)
+        self._reference_count = np.array(state["reference_count"], np.int64)
+        self._lately.restore(state["lately"])
+        self._scored, self._why = (), state["why"]
+
+    def move_on(
+        self, batch: Batch, number: int, bred: list[tuple[Optimiser, Asked, int, bool]], rng: np.random.Generator
+    ) -> None:
+        """Take over batch `number`: of each target the optimiser, what it asked for, rows it knew, whether re-shown."""
+        if number != self._batch + 1:
+            raise RuntimeError(f"batch {number} was computed from an older state; ask again")
+        group = number % len(self.groups)
+        for evolution, (optimiser, asked, told, shown_again) in zip(self.groups[group].evolutions, bred, strict=True):
+            evolution.move_on(optimiser, asked, told, shown_again)
+        self._batch, self.rng = number, rng
+        self._sizes[group] = len(batch.plan)
+        self._planned += len(batch.plan)
+        self._ledger.open(batch)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _mean(self, key: str) -> tuple[float, int]:
-        count, total = self._measured.get(key, (0, 0.0))
-        return (total / count if count else 0.0), count
+    def _holds(self, row: Told) -> bool:
+        """Return whether a row has what is needed of it: its target's value; any unit's for a reference or a blank."""
+        assert row.rate_hz is not None  # noqa: S101 - the ledger asks for others only
+        for evolution in self.evolutions:
+            if evolution.code_of(row.stimulus_id) is not None:
+                return bool(np.isfinite(evolution.value(row.rate_hz, self.units)))
+        return bool(np.isfinite(row.rate_hz).any())
 
-    def _summarise(self) -> None:
-        measured = np.isfinite(self._scores)
-        self._last = {"generation": self._generation, "missing": int((~measured).sum())}
-        if measured.any():
-            best = int(np.nanargmax(self._scores))
-            self._last |= {
-                "best_id": self._ids[best],
-                "best_score": float(self._scores[best]),
-                "mean": float(self._scores[measured].mean()),
-            }
+    def _when(self, row: Told, in_main: bool) -> float:
+        """Return how many presentations of the phase were planned before this one."""
+        if row.proposal not in self._begins:
+            newest = self._sizes[self._batch % len(self.groups)]
+            self._begins[row.proposal] = self._planned - newest if in_main else max(0, self._planned - 2 * newest)
+            self._begins = dict(list(self._begins.items())[-KEPT_PROPOSALS:])
+        return float(self._begins[row.proposal] + row.slot)
 
-    def snapshot(self) -> tuple[XDreamGA, int, tuple[str, ...], tuple[Origin, ...], F64]:
-        """Return copies of what the next generation is made of: algorithm, generation, ids, origins, scores."""
-        return copy.deepcopy(self._ga), self._generation, self._ids, self._origins, self._scores.copy()
+    def _reference(self, row: Told, when: float) -> list[tuple[Evolution, Told, float, float]]:
+        """Take a reference; return what it is to each target that shows it."""
+        assert row.rate_hz is not None  # noqa: S101 - seen by the caller
+        known, at = np.isfinite(row.rate_hz), self._reference_row[row.stimulus_id]
+        self._reference_sum[at, known] += row.rate_hz[known]
+        self._reference_count[at] += known
+        out = []
+        for group in self.groups:
+            if all(r.id != row.stimulus_id for r in group.references):
+                continue
+            for evolution in group.evolutions:
+                value = evolution.value(row.rate_hz, self.units)
+                if np.isfinite(value):
+                    if evolution.drift is not None:
+                        evolution.drift.tell(row.stimulus_id, value, when)
+                    out.append((evolution, row, value, when))
+        return out
 
-    def move_on(self, ga: XDreamGA, ids: tuple[str, ...], origins: tuple[Origin, ...], batch: Batch) -> None:
-        """Take over the next generation; called once by a finished work whose result is taken."""
-        if batch.generation != self._generation + 1:
-            raise RuntimeError(f"generation {batch.generation} was computed from an older state; ask again")
-        if any(slot.role == "reshow" for slot in batch.plan):
-            self._winners = [*self._winners[-2:], (self._generation, self._last["best_id"])]
-        self._ga, self._ids, self._origins, self._generation = ga, ids, origins, batch.generation
-        self._scores = np.full(len(ids), np.nan)
-        self._ledger.open(batch)
+    def _references_of(self, group: Group, evolution: Evolution) -> dict[str, float]:
+        rows = [self._reference_row[r.id] for r in group.references]
+        if not rows:
+            return {}
+        count, total = self._reference_count[rows], self._reference_sum[rows]
+        mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        values = evolution.target.value(mean, self.units)
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return {}
+        best = values[np.argmax(evolution.target.sign * values)]
+        return {"reference": float(best), "reference_mean": float(values.mean())}
 
-
-class Breeding:
-    """The work of one generation: update the algorithm, decode in chunks, put the batch together."""
-
-    def __init__(self, agent: Evolve) -> None:
-        """Copy from `agent` what is needed; it is not touched before the result is taken."""
-        self.steps = 0
-        self._agent = agent
-        self._ga, before, self._old_ids, self._old_origins, self._scores = agent.snapshot()
-        self._generation = before + 1
-        self._ids: tuple[str, ...] = ()
-        self._origins: tuple[Origin, ...] = ()
-        self._latents: F32 = np.empty((0, agent.generator.latent_size), np.float32)
-        self._reshown: tuple[tuple[str, Origin], ...] = ()
-        self._decoded: list[U8] = []
-        self._batch: Batch | None = None
-        self._taken = False
-
-    def step(self) -> bool:
-        """Take one step; return True when finished. Further calls change nothing."""
-        if self._batch is not None:
-            return True
-        done = len(self._decoded) * DECODE_CHUNK
-        if self.steps == 0:
-            self._breed()
-        elif done < len(self._latents):
-            self._decoded.append(self._agent.generator.decode(self._latents[done : done + DECODE_CHUNK]))
-        else:
-            self._batch = self._assemble()
-        self.steps += 1
-        return self._batch is not None
-
-    def peek(self) -> Batch:
-        """Return the batch without a change to the agent."""
-        if self._batch is None:
-            raise RuntimeError("the next generation is not computed yet; call step until it returns True")
-        return self._batch
-
-    def result(self) -> Batch:
-        """Return the batch; the agent moves on to it."""
-        batch = self.peek()
-        if not self._taken:
-            self._agent.move_on(self._ga, self._ids, self._origins, batch)
-            self._taken = True
-        return batch
-
-    def _breed(self) -> None:
-        """Update the algorithm, name the new population, and choose the images to show again."""
-        phase, old = self._agent.phase, self._ga.ask()
-        measured = int(np.isfinite(self._scores).sum())  # argsort puts NaN last
-        best = np.argsort(-self._scores, kind="stable")[: min(phase.reshows, measured)].tolist()
-        if self._generation > 0:
-            self._ga.tell(self._scores)
-        ids, origins = [], []
-        for k, origin in enumerate(self._ga.origin):
-            if origin >= 0 and self._generation > 0:  # the same image again keeps its identity
-                ids.append(self._old_ids[origin])
-                origins.append(self._old_origins[origin])
-            else:
-                ids.append(f"p{self._agent.phase_index}-g{self._generation:03d}-c{k:02d}")
-                origins.append(self._origin(k))
-        self._ids, self._origins = tuple(ids), tuple(origins)
-        self._reshown = tuple((self._old_ids[k], self._old_origins[k]) for k in best)
-        extra = [k for k in best if self._old_ids[k] not in self._ids]
-        self._latents = np.concatenate([self._ga.ask(), old[extra]])
-
-    def _origin(self, k: int) -> Origin:
-        """Return how code number `k` of the new population was made."""
-        pair = self._ga.parents[k]
-        if not pair:
-            return Origin((), "start code, drawn by the generator", {"index": float(k)})
-        first, mutated = self._ga.inherited[k]
-        genes = float(self._agent.generator.latent_size)
-        figures = {"genes": genes, "from_first_parent": float(first), "mutated": float(mutated)}
-        return Origin(tuple(dict.fromkeys(self._old_ids[p] for p in pair)), "crossover and mutation", figures)
-
-    def _assemble(self) -> Batch:
-        agent, phase, rng = self._agent, self._agent.phase, self._ga.rng
-        images = dict(zip(self._ids, self._origins, strict=True))
-        images |= {name: origin for name, origin in self._reshown if name not in images}
-        stimuli = [
-            Stimulus(id=name, spec=LatentImage(generator=agent.generator.name, row=row), **origin._asdict())
-            for row, (name, origin) in enumerate(images.items())
-        ]
-        rows = {name: row for row, name in enumerate(images)}
-        reshows = [rows[name] for name, _ in self._reshown]
-        references = [len(stimuli) + k for k in range(len(agent.references))]
-        stimuli += agent.references
-        main = [Slot(stimulus=k, role="candidate") for k in range(len(self._ids))]
-        if phase.blanks:
-            main += [Slot(stimulus=len(stimuli), role="blank")] * phase.blanks
-            stimuli.append(Stimulus(id="blank", spec=Blank()))
-        tail = [Slot(stimulus=k, role="reshow") for k in reshows]
-        tail += [Slot(stimulus=k, role="reference") for k in references]
-        plan = [main[k] for k in rng.permutation(len(main))] + [tail[k] for k in rng.permutation(len(tail))]
-        return Batch(
-            generation=self._generation,
-            stimuli=tuple(stimuli),
-            plan=tuple(plan),
-            tail_from=len(main),
-            fallback=tuple(reshows + references) or (0,),
-            frames=np.concatenate(self._decoded),
-            latents=self._latents,
-            final=self._generation + 1 >= phase.generations,
+    @staticmethod
+    def _score(evolution: Evolution, row: Told, value: float, corrected: float) -> ImageScore:
+        return ImageScore(
+            target=evolution.target.title,
+            stimulus_id=row.stimulus_id,
+            source=row.role,
+            proposal=row.proposal,
+            slot=row.slot,
+            raw=value,
+            corrected=corrected,
         )

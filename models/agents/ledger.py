@@ -5,7 +5,7 @@ same presentation still counts. Rows of earlier proposals are accepted at any ti
 for the unit that the agent needs is a missing one: the unit was not there, or its frames were lost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +14,19 @@ import numpy as np
 from models.agents.types import Batch, Told
 
 
+def _any_unit(row: Told) -> bool:
+    return row.rate_hz is not None and bool(np.isfinite(row.rate_hz).any())
+
+
 class Ledger:
     """Book of the planned presentations of one agent."""
 
-    def __init__(self, units: int, unit: int | None = None) -> None:
-        """Responses have `units` rates. `unit`: the one without which a row is missing; None: any of them will do."""
-        self._units, self._unit = units, unit
+    def __init__(self, units: int, holds: Callable[[Told], bool] | None = None) -> None:
+        """Responses have `units` rates.
+
+        `holds` says whether a row with rates has the one that is needed, else it is missing; None: any unit will do.
+        """
+        self._units, self._holds = units, holds or _any_unit
         self._current: int | None = None  # number of the open proposal, known from its first row
         self._closed = -1  # highest number of an earlier proposal
         self._plan: list[tuple[str, str]] = []  # (role, stimulus id) of each slot of the open proposal
@@ -84,9 +91,7 @@ class Ledger:
         """Return the row, or a missing one if what the agent needs has no value in it."""
         if row.rate_hz is None:
             return row
-        known = np.isfinite(row.rate_hz)
-        there = known.any() if self._unit is None else known[self._unit]
-        return row if there else replace(row, rate_hz=None)
+        return row if self._holds(row) else replace(row, rate_hz=None)
 
     def _check(self, row: Told, current: int | None) -> int | None:
         """Return the number of the open proposal after seeing `row`; raise ValueError where it fits no plan."""

@@ -8,22 +8,43 @@ block, so that it is there in time.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from models.agents.carried import Leaves, Measured
 from models.agents.ledger import Ledger
-from models.agents.types import F64, Batch, Told
+from models.agents.types import F32, F64, U8, Batch, Told
 from rig.messages import (
+    ImageScore,
+    Role,
     Slot,
 )
-from stimuli.spec import Blank, Stimulus
+from stimuli.spec import Blank, Place, Stimulus
 
 BLANK = Stimulus(id="blank", spec=Blank())
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What one block may show: all of it lies at one place."""
+
+    images: tuple[int, ...]
+    """Indices into the agent's stimuli."""
+    regular: bool
+    """Whether each of them is shown once; else only what is owed."""
+    frames: U8
+    """(frame, y, x, rgb): finished frames of the latent ones among them."""
+    latents: F32
+    """(frame, latent)"""
+    place: Place | None
+
+
 class Present:
     """Shows a fixed set."""
+
+    role: Role = "reference"
 
     def __init__(
         self,
@@ -33,11 +54,16 @@ class Present:
         units: int,
         frame_shape: tuple[int, int],
         rng: np.random.Generator,
+        place: Place | None = None,
     ) -> None:
-        """Show each of `stimuli` `repeats` times with `blanks` blanks in each block; every draw comes from `rng`."""
+        """Show each of `stimuli` `repeats` times with `blanks` blanks in each block; every draw comes from `rng`.
+
+        All lie at `place` (None: where the config's `stimulus` says), where frames have `frame_shape`.
+        """
         if not stimuli or repeats < 1:
             raise ValueError(f"{len(stimuli)} stimuli, {repeats} repeats: nothing to show")
         self.stimuli, self.repeats, self.blanks, self.frame_shape = stimuli, repeats, blanks, frame_shape
+        self.place = place
         self._ids = {stimulus.id: k for k, stimulus in enumerate(stimuli)}
         if len(self._ids) != len(stimuli):
             raise ValueError("two stimuli of a set have the same id")
@@ -60,6 +86,7 @@ class Present:
         for row, _ in self._ledger.take(told):
             k = self._ids.get(row.stimulus_id, len(self.stimuli))
             if row.rate_hz is not None:
+                self.take(k, row)
                 self._count[k] += 1
                 known = np.isfinite(row.rate_hz)  # for a unit that was not there it is no repeat
                 self._sum[k, known] += row.rate_hz[known]
@@ -92,14 +119,42 @@ class Present:
 
     def finished(self) -> str | None:
         """Return why the set is done: all repeats have a response, or make-up blocks were given up."""
-        if self._block + 1 < self.repeats or not self._ledger.main_told:
+        if self._block + 1 < self.regular_blocks or not self._ledger.main_told:
             return None
         owed = sum(self._owed)
         if not owed:
             return f"{self.repeats} repeats of {len(self.stimuli)} stimuli were shown"
-        if self._block + 1 >= 2 * self.repeats:  # as many make-up blocks as blocks: the recording is at fault
+        if self._block + 1 >= 2 * self.regular_blocks:  # as many make-up blocks as blocks: the recording is at fault
             return f"{owed} presentations still have no usable response after {self.repeats} make-up blocks"
         return None
+
+    # --- what a phase with several places, or with frames of its own, has otherwise ----------------------------------
+
+    @property
+    def regular_blocks(self) -> int:
+        """Blocks in which everything has been shown `repeats` times."""
+        return self.repeats
+
+    def contents(self, block: int) -> Contents:
+        """Return what block number `block` shows."""
+        frames, latents = np.empty((0, *self.frame_shape, 3), np.uint8), np.empty((0, 0), np.float32)
+        return Contents(tuple(range(len(self.stimuli))), block < self.repeats, frames, latents, self.place)
+
+    def take(self, image: int, row: Told) -> None:
+        """Take a usable presentation of stimulus number `image`, or of a blank."""
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def scored(self) -> tuple[ImageScore, ...]:
+        """Nothing is scored."""
+        return ()
+
+    def leaves(self) -> Leaves:
+        """Return the images with their mean rates, as references for later phases."""
+        known = self._known[:-1]
+        mean = np.where(known > 0, self._sum[:-1] / np.maximum(known, 1), np.nan)
+        images = zip(self.stimuli, mean, known, strict=True)
+        return {"references": tuple(Measured(stimulus, rate, count) for stimulus, rate, count in images)}
 
     def state(self) -> dict[str, Any]:
         """Return everything that decides what comes next and what is reported."""
@@ -172,20 +227,23 @@ class Shuffle:
 
     def _make(self) -> Batch:
         agent = self._agent
-        regular = self._block < agent.repeats
-        times = [int(regular) + owed for owed in self._planned]
-        slots = [Slot(stimulus=k, role="reference") for k, n in enumerate(times) for _ in range(n)]
-        slots += [Slot(stimulus=len(agent.stimuli), role="blank")] * agent.blanks
+        shown = agent.contents(self._block)
+        self._planned = [owed if k in shown.images else 0 for k, owed in enumerate(self._planned)]
+        stimuli = tuple(agent.stimuli[k] for k in shown.images)
+        times = [int(shown.regular) + self._planned[k] for k in shown.images]
+        slots = [Slot(stimulus=k, role=agent.role) for k, n in enumerate(times) for _ in range(n)]
+        slots += [Slot(stimulus=len(stimuli), role="blank")] * agent.blanks
         plan = tuple(slots[k] for k in self._rng.permutation(len(slots)))
         # From the last regular block on, what is still owed must be known before it can be decided if a block follows.
-        last = self._block + 1 >= agent.repeats
+        last = self._block + 1 >= agent.regular_blocks
         return Batch(
             generation=self._block,
-            stimuli=(*agent.stimuli, *([BLANK] if agent.blanks else [])),
+            stimuli=(*stimuli, *([BLANK] if agent.blanks else [])),
             plan=plan,
             tail_from=len(plan) if last else max(1, len(plan) // 2),
-            fallback=tuple(range(len(agent.stimuli))),
-            frames=np.empty((0, *agent.frame_shape, 3), np.uint8),
-            latents=np.empty((0, 0), np.float32),
+            fallback=tuple(range(len(stimuli))),
+            frames=shown.frames,
+            latents=shown.latents,
             final=last,
+            place=shown.place,
         )

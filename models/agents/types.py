@@ -12,11 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.agents.carried import Leaves
 from rig.messages import (
+    ImageScore,
     Role,
     Slot,
 )
-from stimuli.spec import Stimulus
+from stimuli.spec import Place, Stimulus
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -33,6 +35,8 @@ class Told:
     stimulus_id: str
     rate_hz: F64 | None
     """Rate of each unit, spikes/s (unit,). None: not shown, not covered or not usable; NaN: unit never seen."""
+    psth: F32 | None = None
+    """Spikes of each unit in bins around the onset (unit, bin), as `responses.psth` says; None without it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Batch:
     """(frame, latent): row k made frame k."""
     final: bool = False
     """Perhaps no batch follows in this phase: the rig then waits instead of falling back. `Agent.finished` decides."""
+    place: Place | None = None
+    """Where all its images lie; None: where the config's `stimulus` says. The frames have the shape of it."""
 
 
 class Work(Protocol):
@@ -90,6 +96,14 @@ class Agent(Protocol):
 
     def finished(self) -> str | None:
         """Return why the stop rule holds, or None."""
+        ...
+
+    def scored(self) -> tuple[ImageScore, ...]:
+        """Return what the newest `tell` made of images, for the log; () where nothing is scored."""
+        ...
+
+    def leaves(self) -> Leaves:
+        """Return what later phases may use, {} for nothing; asked for once, after everything was told."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stimuli.spec import Place
+
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 REMEMBERED = 4096  # rates of images seen before are not computed again
@@ -24,6 +26,11 @@ class Population(Protocol):
     @property
     def units(self) -> tuple[str, ...]:
         """Return the unit names, electrode#number."""
+        ...
+
+    @property
+    def receptive_fields(self) -> tuple[Place, ...]:
+        """Return where each cell sees."""
         ...
 
     def rate_hz(self, image: F32) -> F64:
@@ -42,7 +49,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class RetinalImage:
-    """New pixels in the image square, first seen at `host_ns`; the ones before were still there at `earliest_ns`."""
+    """New pixels where the eye looks, first seen at `host_ns`; the ones before were still there at `earliest_ns`."""
 
     host_ns: int
     earliest_ns: int

@@ -1,7 +1,8 @@
 """The animal's eye: looks at the pixels that are really on the screen, about a thousand times a second.
 
-It sees two things: whether the photodiode patch is white, and what is in the image square. Everything it sees goes to
-the cortex with the true host time. Called by the animal's main loop; it knows nothing of the controller.
+It sees two things: whether the photodiode patch is white, and what is in the part of the screen that its neurons see
+(the image square, or a larger field; the patch is no part of that). Everything it sees goes to the cortex with the true
+host time. Called by the animal's main loop; it knows nothing of the controller.
 """
 
 import os
@@ -108,7 +109,10 @@ class _Settling:
 
 
 class Eye:
-    """Looks at `image` and `patch` of a screen (`patch` None: there is no photodiode) and tells the cortex."""
+    """Looks at `image` and `patch` of a screen (`patch` None: there is no photodiode) and tells the cortex.
+
+    `surround` is the grey level that it sees in place of the patch, and beyond the screen.
+    """
 
     def __init__(
         self,
@@ -121,6 +125,7 @@ class Eye:
         saccades: bool = False,
         blinks: bool = False,
         follow: Follow | None = None,
+        surround: int = LID_GREY,
     ) -> None:
         width, height = screen.size_px
         if image.right > width or image.bottom > height:
@@ -132,6 +137,7 @@ class Eye:
         self.looks = Looks()
         self._screen, self._image, self._cortex, self._clock, self._rng = screen, image, cortex, clock, rng
         self._spot = None if patch is None else _middle(patch)
+        self._patch, self._surround = patch, surround
         self._glance_ns = GLANCE_WITHOUT_PATCH_NS if patch is None else GLANCE_NS
         self._patch_on = False
         self._last_poll_ns = clock.now_ns()
@@ -199,7 +205,7 @@ class Eye:
         return changed
 
     def _glance(self, now_ns: int) -> None:
-        raw = self._lid if self._lid_closed or self._followed[2] else self._screen.grab(self._gaze)
+        raw = self._lid if self._lid_closed or self._followed[2] else self._seen()
         waiting = self._settling
         if waiting is not None:
             if raw == waiting.raw or waiting.looks >= MAX_SETTLING:
@@ -210,6 +216,22 @@ class Eye:
         elif raw != self._raw:
             self._settling = _Settling(now_ns, self._last_glance_ns, raw, self._patch_on, now_ns + SETTLE_NS)
         self._last_glance_ns = now_ns
+
+    def _seen(self) -> bytes:
+        """Grab what it looks at, without the patch, which would drive neurons, and what lies beside the screen."""
+        gaze, patch = self._gaze, self._patch
+        width, height = self._screen.size_px
+        left, top = max(gaze.left, 0), max(gaze.top, 0)
+        on = Rect(left, top, min(gaze.right, width) - left, min(gaze.bottom, height) - top)
+        if on == gaze and (patch is None or not patch.overlaps(gaze)):
+            return self._screen.grab(gaze)
+        pixels = np.full((gaze.height, gaze.width, 4), self._surround, np.uint8)
+        if on.width > 0 and on.height > 0:
+            rows, columns = _part(on, gaze)
+            pixels[rows, columns] = np.frombuffer(self._screen.grab(on), np.uint8).reshape(on.height, on.width, 4)
+        if patch is not None and patch.overlaps(gaze):
+            pixels[_part(patch, gaze)] = self._surround
+        return pixels.tobytes()
 
     def _settle(self) -> None:
         """Tell the cortex of the image that was waiting, if it is new."""
@@ -236,12 +258,9 @@ class Eye:
             self._last_glance_ns = min(self._last_glance_ns, now_ns - self._glance_ns)
 
     def _look_there(self, now_ns: int) -> None:
-        """Point the eye where jumps and the followed gaze say, within the screen; look at once."""
-        width, height = self._screen.size_px
+        """Point the eye where jumps and the followed gaze say; look at once."""
         left = self._image.left + self._jump_px[0] + self._followed[0]
         top = self._image.top + self._jump_px[1] + self._followed[1]
-        left = int(np.clip(left, 0, width - self._image.width))
-        top = int(np.clip(top, 0, height - self._image.height))
         self._gaze = Rect(left, top, self._image.width, self._image.height)
         self._last_glance_ns = min(self._last_glance_ns, now_ns - self._glance_ns)
 
@@ -253,3 +272,9 @@ class Eye:
 def _middle(patch: Rect) -> Rect:
     side = min(PATCH_LOOK_PX, patch.width, patch.height)
     return Rect(patch.left + (patch.width - side) // 2, patch.top + (patch.height - side) // 2, side, side)
+
+
+def _part(inner: Rect, outer: Rect) -> tuple[slice, slice]:
+    """Return rows and columns of `outer` that `inner` covers."""
+    rows = slice(max(inner.top - outer.top, 0), max(inner.bottom - outer.top, 0))
+    return rows, slice(max(inner.left - outer.left, 0), max(inner.right - outer.left, 0))

@@ -33,7 +33,9 @@ from rig.animal.traces_publisher import TracesPublisher
 from rig.animal.truth_log import TruthError, TruthLog
 from rig.animal.wire import Wire, WireError
 from rig.clock import Clock, HostClock
+from rig.config.field import field_rect
 from rig.config.outputs import ParallelOutput
+from rig.config.places import patch_of
 from rig.config.reading import ConfigError
 from rig.config.session import Config
 from rig.config.sources import (
@@ -48,7 +50,8 @@ from rig.config.sources import (
 )
 from rig.priority import fifo
 from rig.supervision import child
-from stimuli.geometry import Rect, image_rect, patch_rect
+from stimuli.geometry import Rect
+from stimuli.render import gamma_table
 
 RATE_HZ = 30_000.0
 EYE_PRIORITY = 4  # below the rig's: the animal must never disturb the screen it looks at
@@ -67,18 +70,14 @@ class Ending(Protocol):
 
 
 def look_rects(config: Config) -> tuple[Rect, Rect | None]:
-    """Return where on the screen the image square and the photodiode patch are; raises ConfigError."""
-    display, stimulus = config.display, config.stimulus
+    """Return the part of the screen that the eye looks at, and the photodiode patch; raises ConfigError.
+
+    That part is the image square, or where cells lie that see at fixed angles (`rig.config.field`).
+    """
     try:
-        image = image_rect(
-            display.size_px, display.width_cm, display.distance_cm, stimulus.size_deg, stimulus.center_deg
-        )
-        patch = None
-        if display.patch is not None:
-            patch = patch_rect(display.size_px, display.patch.corner, display.patch.size_px)
+        return field_rect(config), patch_of(config.display)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return image, patch
 
 
 def _listener(config: Config, kind: type[S]) -> S:
@@ -222,12 +221,14 @@ def _run(
         if settings.behaviour is not None:
             plan = schedule(settings.behaviour, clock.now_ns(), seeds[4])
             follow = Follower(plan, config.display.size_px[0] / config.display.width_cm, config.display.distance_cm)
-        eye = Eye(screen, image, patch, cortex, clock, eye_rng, settings.saccades, settings.blinks, follow)
+        grey = int(gamma_table(config.display.gamma)[config.display.background])
+        eye = Eye(screen, image, patch, cortex, clock, eye_rng, settings.saccades, settings.blinks, follow, grey)
         device = device_clock(config, clock.now_ns(), clock_rng)
         if unknown := sorted(set(settings.dies) - set(population.units)):
             raise ConfigError(f"animal.dies: {unknown[0]!r} is no unit; the units are {', '.join(population.units)}")
         neurons = make_neurons(config, population.units, device, spike_rng)
-        truth = TruthLog(truth_folder, population.units, device, settings.latency_s, neurons.smoothing_s)
+        cells = population.receptive_fields
+        truth = TruthLog(truth_folder, population.units, device, settings.latency_s, neurons.smoothing_s, cells)
         if settings.behaviour is not None:
             behaviour = BehaviourOutlet(plan, clock, truth.event)
             behaviour.start()

@@ -2,7 +2,7 @@
 
 The controller never reads it. Three files, all append-only, a torn last record is ignored:
 
-* `truth.json`: units, clock parameters, latency and smoothing; written once.
+* `truth.json`: units, clock parameters, latency and smoothing, and where each cell sees; written once.
 * `events.jsonl`: one JSON object per line: photodiode edges, retinal images with their noise-free rates, restarts of
   the wire's sample count, looks away and blinks (`gaze_break`, `gaze_missing`), notes.
 * `spikes.npys`: numpy arrays (spike, [unit, sample]) int64, one after the other.
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from rig.animal.cortex import Edge, Evaluated
 from rig.animal.device_clock import DeviceClock
+from stimuli.spec import Place
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -40,7 +41,13 @@ class TruthLog:
     """Writes a truth folder; the folder must be new or empty."""
 
     def __init__(
-        self, folder: Path, units: Sequence[str], device: DeviceClock, latency_s: float, smoothing_s: float
+        self,
+        folder: Path,
+        units: Sequence[str],
+        device: DeviceClock,
+        latency_s: float,
+        smoothing_s: float,
+        receptive_fields: Sequence[Place] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -51,6 +58,7 @@ class TruthLog:
             "latency_s": latency_s,
             "smoothing_s": smoothing_s,
             "device": asdict(device),
+            "receptive_fields": [place.model_dump(mode="json") for place in receptive_fields],
         }
         (folder / "truth.json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
         self._lock = threading.Lock()  # the behaviour files its events from a thread of its own
@@ -123,6 +131,8 @@ class Truth:
     run_first_sample: I64  # (run,) true device sample from which on ...
     run_offset: I64  # ... the wire's samples are smaller by this much
     notes: tuple[dict[str, Any], ...] = field(default=())
+    receptive_fields: tuple[Place, ...] = ()
+    """Of each unit: centre and size, degrees (`models.truth.Population`); () in the truth of older versions."""
 
     def onset_ns(self, near_ns: int, tolerance_s: float = 0.04) -> int | None:
         """Return the true host time of the rising edge nearest to `near_ns`, None if there is none within tolerance."""
@@ -236,4 +246,5 @@ def read(folder: Path) -> Truth:
         run_first_sample=column(runs, "sample"),
         run_offset=column(runs, "offset"),
         notes=tuple(e for e in events if e["kind"] not in ("edge", "image", "run")),
+        receptive_fields=tuple(Place.model_validate(place) for place in head.get("receptive_fields", [])),
     )

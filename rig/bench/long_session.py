@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.clock import FakeClock
+from rig.config.field import field_rect, in_field
 from rig.config.session import Config
 from rig.display.frames import Made
 from rig.display.places import places
@@ -42,6 +43,7 @@ from rig.recording.journal import JournalWriter
 from rig.replay.frames import frame_maker
 from rig.replay.model_side import LiveFold, Neurons
 from rig.responses.windows import WindowFold
+from stimuli.geometry import Rect
 
 F64 = npt.NDArray[np.float64]
 PERIOD_NS = 25_000_000
@@ -116,14 +118,15 @@ class LongSession:
         self._for_model: list[Entry] = []
         self._submitted = -1
         where = places(config)
-        self._rows = where.rect, where.patch
+        self._patch = where.patch
         self._frames = frame_maker(config)
         rhythm = config.presentation
         self._programme = Programme(rhythm, where, self._frames, _Line(self), self._clock)
         self._busy_until_ns = START_NS + FIRST_IMAGE_NS
         self._source = config.neural.name
         self._messages = 0
-        self._known: dict[str, F64] = {}  # rates (unit,) of frames lately shown
+        self._known: dict[tuple[str, Rect], F64] = {}  # rates (unit,) of frames lately shown, and where
+        self._field = field_rect(config)
         self._grey = self._rates(self._frames.grey)
         self._retina: list[tuple[int, F64]] = [(START_NS, self._grey)]  # from which host time on, which rates
         self._edges: list[tuple[int, int]] = []  # sample, state: not sent yet
@@ -255,7 +258,7 @@ class LongSession:
             self._retina.append((at_ns + LIGHT_NS + LATENCY_NS, rates))
         frame_ns = round(1e9 / self._config.display.refresh_hz)
         flips = np.arange(onset_ns, offset_ns + frame_ns // 2, frame_ns, dtype=np.int64)
-        rect, patch = self._rows
+        rect, patch = made.square.rect, self._patch
         shown = Presented(
             presentation=one.presentation,
             trial=plan.trial,
@@ -272,8 +275,8 @@ class LongSession:
             flips_host_ns=flips,
             late_flips=0,
             dropped_frames=0,
-            image_row_px=rect.top + rect.height / 2,
-            patch_row_px=0.0 if patch is None else patch.top + patch.height / 2,
+            image_row_px=rect.center_row,
+            patch_row_px=0.0 if patch is None else patch.center_row,
             complete=not made.refused,
             refused=made.refused,
         )
@@ -283,13 +286,14 @@ class LongSession:
 
     def _rates(self, made: Made) -> F64:
         """Return the rates of all units (unit,) for a frame; the same frame comes again and again."""
-        known = self._known
-        if made.sha256 not in known:
-            light = (made.frame / np.float32(255)) ** np.float32(self._config.display.gamma)
-            known[made.sha256] = self._neurons.rate_hz(light.astype(np.float32))
+        known, key = self._known, (made.sha256, made.square.rect)
+        if key not in known:
+            seen = in_field(made.frame, made.square.rect, self._field, self._frames.background_level)
+            light = (seen / np.float32(255)) ** np.float32(self._config.display.gamma)
+            known[key] = self._neurons.rate_hz(light.astype(np.float32))
             if len(known) > FRAMES_KNOWN:
                 known.pop(next(iter(known)))
-        return known[made.sha256]
+        return known[key]
 
     def _sample(self, host_ns: int) -> int:
         return round((host_ns - START_NS) * 1e-9 * RATE_HZ * (1 + PPM * 1e-6)) + 1_000_000

@@ -9,6 +9,21 @@ from rig.config.part import Part
 from rig.config.sources import BehaviourSimulation, CalciumSimulation, WireFaults
 
 
+class ReceptiveField(Part):
+    """Where the simulated cells see: at fixed angles, wherever images are shown."""
+
+    center_deg: tuple[float, float] = Field(
+        default=(0.0, 0.0), description="Centre of all receptive fields (right, up) from the screen's centre, degrees."
+    )
+    size_deg: float = Field(
+        default=10.0, gt=0.1, le=60, description="Side of an image that would hold a cell (v4: that it sees), degrees."
+    )
+    scatter_deg: float | None = Field(
+        default=None, ge=0, le=40,
+        description="Their centres lie up to this far from it along each axis, degrees; null: 0.15 of size_deg.",
+    )  # fmt: skip
+
+
 class Simulation(Part):
     """What `stimloop animal` simulates; the controller never reads this part."""
 
@@ -22,6 +37,13 @@ class Simulation(Part):
     session: str | None = Field(default=None, description="Recording session whose neurons are taken (v4).")
     neurons: int = Field(default=8, ge=1, le=20_000, description="Number of simulated neurons.")
     seed: int = Field(default=0, ge=0)
+    receptive_field: ReceptiveField | None = Field(
+        default=None, description="Where the cells see; null: within the image of `stimulus`."
+    )
+    useless: dict[str, Literal["constant", "untuned"]] = Field(
+        default={},
+        description="Unit name: constant fires at 6 spikes/s whatever is shown, untuned at 30 at any image.",
+    )
     wire: Literal[
         "openephys", "openephys_events", "lsl", "lsl_counts", "lsl_calcium", "spikes_zmq", "traces_zmq"
     ] = "openephys"

@@ -42,8 +42,10 @@ def _keys(part: type[Part]) -> set[str]:
 
 def _explain(e: ErrorDetails) -> str:
     """Say what is wrong in one line: the field as it stands in the file, the reason, the cure."""
-    # Loc also holds the tag of a source or an agent, which is no key of the file.
-    loc = [p for k, p in enumerate(e["loc"]) if not (k == 2 and e["loc"][0] in ("sources", "phases", "outputs"))]
+    # Loc also holds the tag of a source, an agent, a generator or a place, which is no key of the file.
+    tagged = {2} if e["loc"][:1] in (("sources",), ("phases",), ("outputs",)) else set()
+    tagged |= {k + 1 for k, p in enumerate(e["loc"]) if p in ("generator", "optimiser", "place")}
+    loc = [p for k, p in enumerate(e["loc"]) if k not in tagged]
     where = ".".join(str(p) for p in loc)
     message, context = e["msg"].removeprefix("Value error, "), e.get("ctx", {})
     match e["type"]:

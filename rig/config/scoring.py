@@ -20,12 +20,40 @@ class Baseline(Part):
     pool: int = Field(default=50, ge=1, le=2000, description="Presentations pooled for kind block.")
 
 
+class Psth(Part):
+    """A time course of each response, for latencies (agent screen). Spikes only."""
+
+    window_s: tuple[float, float] = Field(default=(-0.05, 0.2), description="First and last edge from onset, s.")
+    bin_s: float = Field(default=0.01, ge=0.001, le=0.1, description="Length of a bin, s.")
+
+    @property
+    def bins(self) -> int:
+        """Number of bins."""
+        return round((self.window_s[1] - self.window_s[0]) / self.bin_s)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        length = self.window_s[1] - self.window_s[0]
+        if length <= 0 or max(map(abs, self.window_s)) > 2:
+            raise ValueError(
+                f"psth.window_s goes from {self.window_s[0]:g} to {self.window_s[1]:g}; these are seconds from the "
+                "onset, at most 2, in this order"
+            )
+        if abs(length / self.bin_s - self.bins) > 1e-6 or self.bins > 400:
+            raise ValueError(
+                f"psth.window_s is {length:g} s long, which is not a whole number of at most 400 bins of "
+                f"{self.bin_s:g} s; change one of them"
+            )
+        return self
+
+
 class Responses(Part):
     """How a response is measured."""
 
     units: tuple[str, ...] = Field(min_length=1, description="Units to score, as the source names them.")
     window_s: tuple[float, float] = Field(default=(0.05, 0.15), description="Response window from image onset, s.")
     baseline: Baseline = Baseline()
+    psth: Psth | None = Field(default=None, description="Time course of each response; null: none.")
     min_coverage: float = Field(default=1.0, gt=0, le=1, description="Smallest covered fraction of a usable response.")
     max_onset_uncertainty_s: float = Field(
         default=0.03, gt=0, le=10, description="Largest stated uncertainty of the onset of a usable response, s."

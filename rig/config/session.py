@@ -10,6 +10,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from rig.config import first_minutes, places
 from rig.config.animal import Simulation
 from rig.config.outputs import (
     AnyOutput,
@@ -23,7 +24,7 @@ from rig.config.outputs import (
     onset_line,
 )
 from rig.config.part import Part
-from rig.config.phases import AnyPhase, EvolvePhase, PresentPhase
+from rig.config.phases import AnyPhase, ConfirmPhase, EvolvePhase, PresentPhase
 from rig.config.processes import Processes
 from rig.config.scoring import Responses
 from rig.config.screen import Display, Limits, Presentation, StimulusPlace
@@ -31,14 +32,17 @@ from rig.config.sources import (
     AnySource,
     LslBehaviourSource,
     LslCalciumSource,
+    LslCountSource,
     LslNeural,
     NeuralSource,
     TracesWireSource,
 )
 from rig.config.storage import Storage
 from rig.config.subject import Experiment, Recording, Subject
-from stimuli import geometry
+from stimuli.spec import Place
 
+PROPOSES_UNITS = ("screen",)  # agents that leave units for the phases after them
+FINDS_PLACES = ("map", "screen")  # agents that leave a place for the phases after them
 SPIKES_AFTER_S = 1.0  # no spike of a neuron answers an image so long after the next one came
 
 
@@ -71,12 +75,18 @@ class Config(Part):
 
     @property
     def natural_contrast(self) -> float:
-        """RMS contrast of the natural pictures: that of the first generator, so that neither side wins by contrast."""
-        return next((p.generator.contrast for p in self.phases if isinstance(p, EvolvePhase)), 0.25)
+        """RMS contrast of the natural pictures: that of the first generator, so that neither side wins by contrast.
+
+        Generators whose images stay as decoded have none of their own.
+        """
+        asked = (p.generator.contrast for p in self.phases if isinstance(p, EvolvePhase))
+        return next((contrast for contrast in asked if contrast is not None), 0.25)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        found = (self._device_mistakes(), self._phase_mistakes(), self._rhythm_mistakes(), self._place_mistakes())
+        spikes = not isinstance(self.sources[0], TracesWireSource | LslCalciumSource | LslCountSource)
+        phases = (self._phase_mistakes(), first_minutes.mistakes(self.phases, self.responses, self.banks, spikes))
+        found = (self._device_mistakes(), *phases, self._rhythm_mistakes(), self._place_mistakes())
         if mistakes := list(chain(*found)):
             raise ValueError("\n".join(mistakes))
         return self
@@ -165,19 +175,40 @@ class Config(Part):
         for name in sorted(set(self.banks) & {"natural", "gratings"}):
             yield f"banks.{name}: this name stands for a built-in bank; choose another"
         for k, phase in enumerate(self.phases):
-            if isinstance(phase, EvolvePhase) and phase.unit not in self.responses.units:
-                units = ", ".join(self.responses.units)
-                yield f"phases.{k}.unit: {phase.unit!r} is not in responses.units ({units}); add it or choose another"
+            if isinstance(phase, EvolvePhase):
+                yield from self._target_mistakes(f"phases.{k}", phase, self.phases[:k])
+            if isinstance(phase, ConfirmPhase) and not any(isinstance(p, EvolvePhase) for p in self.phases[:k]):
+                yield f"phases.{k}: confirm shows what an evolve phase before it found; put one before it"
             span = min(self.display.background, 255 - self.display.background)
-            if isinstance(phase, EvolvePhase) and phase.generator.contrast * 127.5 >= 0.75 * span:
+            contrast = phase.generator.contrast if isinstance(phase, EvolvePhase) else None
+            if contrast is not None and contrast * 127.5 >= 0.75 * span:
                 yield (
-                    f"phases.{k}.generator.contrast: {phase.generator.contrast:g} cannot be reached around background "
+                    f"phases.{k}.generator.contrast: {contrast:g} cannot be reached around background "
                     f"{self.display.background}; use less than {0.75 * span / 127.5:.2f}"
                 )
             if isinstance(phase, PresentPhase):
                 known = ["natural", "gratings", *self.banks]
                 for bank in set(phase.images) - set(known):
                     yield f"phases.{k}.images: no bank {bank!r}; choose from {', '.join(known)} or add it to banks"
+
+    def _target_mistakes(self, where: str, phase: EvolvePhase, before: tuple[AnyPhase, ...]) -> Iterator[str]:
+        if phase.units == "proposed" and not any(p.agent in PROPOSES_UNITS for p in before):
+            agents = " or ".join(PROPOSES_UNITS)
+            yield f"{where}.units: proposed, but no phase before it proposes units; put {agents} before it"
+        part = "unit" if phase.unit is not None else "targets" if phase.targets else "units"
+        for name in dict.fromkeys(u for target in phase.objectives() for u in target.named):
+            if name not in self.responses.units:
+                units = ", ".join(self.responses.units)
+                yield f"{where}.{part}: {name!r} is not in responses.units ({units}); add it or choose another"
+        for target in phase.objectives():
+            its = target.place or (phase.place if isinstance(phase.place, Place) else places.usual(self.stimulus))
+            if target.size_deg is not None:
+                its = its.model_copy(update={"size_deg": target.size_deg})
+            if target.place is not None or target.size_deg is not None:
+                try:
+                    places.rect_of(self.display, its, "place")
+                except ValueError as error:
+                    yield f"{where}.targets: {target.title}: {error}"
 
     def _rhythm_mistakes(self) -> Iterator[str]:
         rhythm, display = self.presentation, self.display
@@ -233,26 +264,14 @@ class Config(Part):
                 f"display.background: {display.background} is outside limits.mean_level ({low:g} to {high:g}), so that "
                 "no blank could be shown; change one of them"
             )
-        try:
-            image = geometry.image_rect(
-                display.size_px, display.width_cm, display.distance_cm, self.stimulus.size_deg, self.stimulus.center_deg
-            )
-            if display.patch is None:
-                return
-            patch = geometry.patch_rect(display.size_px, display.patch.corner, display.patch.size_px)
-        except ValueError as error:
-            yield f"stimulus, display: {error}"
-            return
-        point = display.fixation_point
-        if point is not None and patch.overlaps(
-            geometry.image_rect(
-                display.size_px, display.width_cm, display.distance_cm, point.size_deg, point.center_deg
-            )
-        ):
-            yield "display.fixation_point: it covers part of the photodiode patch; move one of them"
-        if image.overlaps(patch):
-            yield (
-                f"stimulus: the image (columns {image.left} to {image.right}, rows {image.top} to {image.bottom}) "
-                f"covers the photodiode patch in the {display.patch.corner.replace('_', ' ')} corner; "
-                "reduce stimulus.size_deg or display.patch.size_px, or move one of them"
-            )
+        yield from places.mistakes(display, self.stimulus)
+        for k, phase in enumerate(self.phases):
+            wanted = getattr(phase, "place", None)
+            if wanted == "mapped" and not any(earlier.agent in FINDS_PLACES for earlier in self.phases[:k]):
+                agents = " or ".join(FINDS_PLACES)
+                yield f"phases.{k}.place: mapped, but no phase before it finds a place; put {agents} before it"
+            if isinstance(wanted, Place):
+                try:
+                    places.rect_of(display, wanted, "place")
+                except ValueError as error:
+                    yield f"phases.{k}.place: {error}"

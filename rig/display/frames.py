@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.config.screen import Limits
+from rig.display.places import Places, Square
 from rig.messages import (
     Proposal,
 )
 from stimuli.bank import Bank
 from stimuli.limits import LimitExceeded, check_frame, mean_luminance
 from stimuli.render import gamma_table, render
-from stimuli.spec import AnySpec, Blank, LatentImage, Stimulus
+from stimuli.spec import AnySpec, Blank, LatentImage, Place, Stimulus
 
 U8 = npt.NDArray[np.uint8]
-F64 = npt.NDArray[np.float64]
 CACHE_BYTES = 256 << 20
 
 
@@ -37,17 +37,19 @@ class Made:
     """Whether the proposal's own frame has these very bytes."""
     luminance: float
     """Mean relative luminance that it asks of the screen, 0-1."""
+    square: Square
+    """Where it is drawn."""
     refused: str = ""
     """Why the background is here instead of the stimulus; "" if it is the stimulus."""
 
 
 class FrameMaker:
-    """Makes frames of one image square.
+    """Makes frames, each for the place of its proposal.
 
     Parameters
     ----------
-    angles
-        Azimuth and elevation of the square's pixels, degrees, each (y, x).
+    where
+        Where images lie.
     background
         Grey level before the gamma table, 0-255.
     gamma
@@ -59,57 +61,66 @@ class FrameMaker:
     """
 
     def __init__(
-        self, angles: tuple[F64, F64], background: int, gamma: float, limits: Limits, banks: Mapping[str, Bank]
+        self, where: Places, background: int, gamma: float, limits: Limits, banks: Mapping[str, Bank]
     ) -> None:
-        self._angles = angles
+        self._where = where
         self._background = background
         self._table = gamma_table(gamma)
         self._limits = limits
         self._banks = banks
-        self._cache: OrderedDict[AnySpec, Made] = OrderedDict()
+        self._cache: OrderedDict[tuple[AnySpec, Place], Made] = OrderedDict()
         self._cache_bytes = 0
-        self.grey = self._finish(render(Blank(), angles, background, banks))
+        self.grey = self.background_at(None)
 
     @property
     def background_level(self) -> int:
         """Level that is drawn as background, after the gamma table."""
         return int(self._table[self._background])
 
-    def refuse(self, reason: str) -> Made:
-        """Return the background in place of a frame that must not be shown."""
-        return replace(self.grey, refused=reason)
+    def background_at(self, place: Place | None) -> Made:
+        """Return the background at a proposal's place."""
+        square = self._where.at(place)
+        return self._finish(render(Blank(), square.angles, self._background, self._banks), square)
+
+    def refuse(self, reason: str, place: Place | None) -> Made:
+        """Return the background in place of a frame that must not be shown at a proposal's place."""
+        return replace(self.grey if place is None else self.background_at(place), refused=reason)
 
     def make(self, proposal: Proposal, stimulus: Stimulus) -> Made:
-        """Return the frame of `stimulus`; parametric and bank images are kept, latent ones are not."""
-        spec = stimulus.spec
+        """Return the frame of `stimulus`; parametric and bank images are kept, latent ones are not.
+
+        Raises ValueError where nothing may be drawn at the proposal's place.
+        """
+        spec, square = stimulus.spec, self._where.at(proposal.place)
         if isinstance(spec, LatentImage):
-            return self._checked(np.asarray(proposal.frames[spec.row]), latent=True)
-        if spec in self._cache:
-            self._cache.move_to_end(spec)
-            return self._cache[spec]
+            return self._checked(np.asarray(proposal.frames[spec.row]), square, latent=True)
+        key = spec, square.place
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
         try:
-            intended = render(spec, self._angles, self._background, self._banks)
+            intended = render(spec, square.angles, self._background, self._banks)
         except (ValueError, KeyError, OSError) as error:
-            return self.refuse(f"it cannot be drawn: {error}")
-        made = self._checked(intended, latent=False)
-        self._keep(spec, made)
+            return self.refuse(f"it cannot be drawn: {error}", square.place)
+        made = self._checked(intended, square, latent=False)
+        self._keep(key, made)
         return made
 
-    def _checked(self, intended: U8, latent: bool) -> Made:
+    def _checked(self, intended: U8, square: Square, latent: bool) -> Made:
         try:
             check_frame(intended, self._limits.mean_level, self._limits.max_rms_contrast)
         except LimitExceeded as error:
-            return self.refuse(str(error))
-        made = self._finish(intended)
+            return self.refuse(str(error), square.place)
+        made = self._finish(intended, square)
         return replace(made, in_proposal=latent and np.array_equal(made.frame, intended))
 
-    def _finish(self, intended: U8) -> Made:
+    def _finish(self, intended: U8, square: Square) -> Made:
         frame = np.ascontiguousarray(self._table[intended])
         sha256 = hashlib.sha256(frame.tobytes()).hexdigest()
-        return Made(frame, sha256, in_proposal=False, luminance=mean_luminance(intended))
+        return Made(frame, sha256, in_proposal=False, luminance=mean_luminance(intended), square=square)
 
-    def _keep(self, spec: AnySpec, made: Made) -> None:
-        self._cache[spec] = made
+    def _keep(self, key: tuple[AnySpec, Place], made: Made) -> None:
+        self._cache[key] = made
         self._cache_bytes += made.frame.nbytes
         while self._cache_bytes > CACHE_BYTES and len(self._cache) > 1:
             _, old = self._cache.popitem(last=False)

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(f"{NAME}: {error}", "mend config.yaml as the message says")
     banks["natural"] = natural_bank(float(config.display.background), config.natural_contrast)
     display = config.display
-    frames = FrameMaker(where.angles, display.background, display.gamma, config.limits, banks)
+    frames = FrameMaker(where, display.background, display.gamma, config.limits, banks)
     endpoint = f"tcp://{config.guest.bind}:{config.guest.port}"
     try:
         door = None if config.guest.keys is None else Door(zmq.REP, server_keys(config.guest.keys, "guest"))

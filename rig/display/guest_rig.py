@@ -5,7 +5,6 @@ mapped onto the host's from the round trips of its requests, so that what it say
 our own display. It owns no socket; the clock is an argument.
 """
 
-from math import radians
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +21,8 @@ from rig.display.trial import Showing, TrialPlan
 from rig.display.trial_outputs import TrialOutputs
 from rig.messages import ClockSample, Entry, Fault, Presented, StopRequested, TrialIntent
 from rig.supervision.run_number import run_number
-from stimuli.limits import FlashLimit
+from stimuli.geometry import Rect
+from stimuli.limits import FlashLimit, Light
 
 AGAIN_S = 0.05  # a guest that has nothing to show asks again after this long
 CLOCK_SOURCE = "guest"
@@ -62,8 +62,7 @@ class GuestRig:
         rhythm = config.presentation
         self._programme = Programme(rhythm, where, frames, line, clock)
         self._outputs = TrialOutputs(config, line, clock)
-        area_sr = radians(config.stimulus.size_deg) ** 2
-        self._flashes = FlashLimit(frames.grey.luminance, config.limits.max_flash_hz, area_sr)
+        self._flashes = FlashLimit(frames.grey.luminance, config.limits.max_flash_hz)
         self._guest: Hello | None = None
         self._map = ClockMap(nominal_hz=1e9)
         self._run = 0
@@ -173,9 +172,9 @@ class GuestRig:
         return {
             "ok": True,
             "protocol": PROTOCOL,
-            "image_rect_px": [rect.left, rect.top, rect.right, rect.bottom],
-            "patch_rect_px": None if patch is None else [patch.left, patch.top, patch.right, patch.bottom],
-            "fixation_rect_px": None if point is None else [point.left, point.top, point.right, point.bottom],
+            "image_rect_px": _corners(rect),
+            "patch_rect_px": None if patch is None else _corners(patch),
+            "fixation_rect_px": None if point is None else _corners(point),
             "screen_px": list(self._config.display.size_px),
             "background": self._frames.background_level,
             "on_s": rhythm.on_s,
@@ -199,6 +198,10 @@ class GuestRig:
             return {"wait_s": AGAIN_S}, ()
         now = self._clock.now_ns()
         images = self._prepared_images(plan, now)
+        if refusal := self._places_refused(images):
+            self.ended = self.ended or refusal
+            self.told_end = True
+            return {"stop": self.ended}, ()
         self._line.send(
             TrialIntent(
                 trial=plan.trial,
@@ -214,7 +217,12 @@ class GuestRig:
         self._free_from_ns = now
         self._open = {s.presentation: (s, made) for s, made in images}
         rows = [
-            {"presentation": s.presentation, "sha256": made.sha256, "shape": list(made.frame.shape)}
+            {
+                "presentation": s.presentation,
+                "sha256": made.sha256,
+                "shape": list(made.frame.shape),
+                "rect_px": _corners(made.square.rect),
+            }
             for s, made in images
         ]
         return {"trial": plan.trial, "images": rows}, tuple(made.frame.tobytes() for _, made in images)
@@ -222,19 +230,30 @@ class GuestRig:
     def _prepared_images(self, plan: TrialPlan, start_ns: int) -> list[tuple[Showing, Made]]:
         rhythm = self._config.presentation
         images: list[tuple[Showing, Made]] = []
-        planned: list[tuple[int, float]] = []
+        planned: list[Light] = []
         for k, showing in enumerate(plan.images):
             made = self._programme.make(showing)
             on_ns = start_ns + int(k * (rhythm.on_s + rhythm.off_s) * 1e9)
             off_ns = on_ns + int(rhythm.on_s * 1e9)
             # The guest shows it when it likes: the check is for the rhythm that it was asked to keep.
-            after = [(off_ns, self._flashes.background)] if rhythm.off_s or k == len(plan.images) - 1 else []
-            refusal = self._flashes.refusal([*planned, (on_ns, made.luminance), *after], made.luminance)
-            made = self._frames.refuse(refusal) if refusal else made
-            planned += [(on_ns, made.luminance), *after]
+            after = [self._flashes.cleared(off_ns)] if rhythm.off_s or k == len(plan.images) - 1 else []
+            on = Light(on_ns, made.luminance, made.square.spot)
+            refusal = self._flashes.refusal([*planned, on, *after], made.luminance)
+            made = self._frames.refuse(refusal, showing.proposal.place) if refusal else made
+            planned += [on._replace(luminance=made.luminance), *after]
             images.append((showing, made))
             self._programme.say_prepared(showing, made)
         return images
+
+    def _places_refused(self, images: list[tuple[Showing, Made]]) -> str:
+        """Return why a guest must not be given images, "" if it may: one that draws all of them at one place."""
+        elsewhere = tuple(s.presentation for s, made in images if made.square is not self._where.usual)
+        if not elsewhere or (self._guest is not None and self._guest.places):
+            return ""
+        detail = "images of this trial lie elsewhere than image_rect_px, and the guest did not say that it draws there"
+        done = 'the session is ended; have it draw each image at its rect_px, and say "places": true in hello'
+        self._line.send(Fault(what="guest places", detail=detail, done=done, presentations=elsewhere))
+        return "the guest does not draw images at other places"
 
     def _shown(self, shown: Shown) -> None:
         if shown.presentation not in self._open:
@@ -256,7 +275,7 @@ class GuestRig:
         self._check_flicker(shown.presentation, onset[0])
         del self._open[shown.presentation]
         patch = self._where.patch
-        row = self._where.rect.center_row
+        row = made.square.rect.center_row
         presented = Presented(
             presentation=shown.presentation,
             trial=self._trial,
@@ -281,8 +300,8 @@ class GuestRig:
         )
         self._line.send(presented)
         self._shown_of_trial.append(presented)
-        self._flashes.shown(onset[0], made.luminance)
-        self._flashes.shown(offset[0], self._flashes.background)
+        self._flashes.shown(Light(onset[0], made.luminance, made.square.spot))
+        self._flashes.shown(self._flashes.cleared(offset[0]))
         self._free_from_ns = offset[0]
         self._previous = showing.stimulus.id
         if not self._open:
@@ -326,3 +345,8 @@ class GuestRig:
         """Account for an open trial and say that nothing more is shown."""
         self._leave(reason)
         self._line.send(StopRequested(reason=reason))
+
+
+def _corners(rect: Rect) -> list[int]:
+    """Return left, top, right and bottom."""
+    return [rect.left, rect.top, rect.right, rect.bottom]

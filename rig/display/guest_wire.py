@@ -36,6 +36,7 @@ class Hello(Request):
     protocol: Literal[1]
     program: str = Field(max_length=200, description="Name and version, for the log.")
     refresh_hz: float = Field(ge=20, le=500)
+    places: bool = Field(default=False, description="Whether it draws each image at the `rect_px` that comes with it.")
 
 
 class Next(Request):

@@ -9,7 +9,7 @@ says so. It draws nothing by itself (`rig.display.window`), and decides nothing 
 
 import gc
 from collections import OrderedDict
-from math import ceil, radians
+from math import ceil
 from typing import Protocol
 
 from rig.clock import Clock
@@ -24,7 +24,9 @@ from rig.display.trial import Event, State, TrialPlan
 from rig.display.trial_outputs import TrialOutputs
 from rig.display.window import WindowLost
 from rig.messages import Entry, Fault, StopRequested, TrialIntent
-from stimuli.limits import FlashLimit
+from stimuli.geometry import Rect
+from stimuli.limits import FlashLimit, Light
+from stimuli.spec import Place
 
 IDLE_MARGIN_NS = 2_500_000  # a wait on the bus ends this long before a frame is due: background need not be exact
 
@@ -38,20 +40,23 @@ class Line(programme.Line, Protocol):
 
 
 class TexturePool:
-    """Which frame is in which texture; a frame that is still there is not uploaded again."""
+    """Which frame is in which texture, for which place; a frame that is still there is not uploaded again."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
-        self._held: OrderedDict[str | int, int] = OrderedDict((k, k) for k in range(screen.textures))  # oldest first
+        self._held: OrderedDict[tuple[str, Rect] | int, int] = OrderedDict(
+            (k, k) for k in range(screen.textures)
+        )  # oldest first
 
     def place(self, made: Made) -> int:
         """Return the texture that holds the frame; it stays there for the next `textures` - 1 other frames."""
-        if made.sha256 not in self._held:
+        key = made.sha256, made.square.rect
+        if key not in self._held:
             _, texture = self._held.popitem(last=False)
-            self._screen.upload(texture, made.frame)
-            self._held[made.sha256] = texture
-        self._held.move_to_end(made.sha256)
-        return self._held[made.sha256]
+            self._screen.upload(texture, made.frame, made.square.rect)
+            self._held[key] = texture
+        self._held.move_to_end(key)
+        return self._held[key]
 
 
 class Session:
@@ -102,8 +107,7 @@ class Session:
         self._inter_trial = max(ceil(rhythm.inter_trial_s * refresh - 1e-6), self._trials.off_frames)
         self._outputs = TrialOutputs(config, line, clock)
         self._onset = onset
-        area_sr = radians(config.stimulus.size_deg) ** 2
-        self._flashes = FlashLimit(frames.grey.luminance, config.limits.max_flash_hz, area_sr)
+        self._flashes = FlashLimit(frames.grey.luminance, config.limits.max_flash_hz)
         self._announced = False  # the trial that is ready has its TrialIntent
         self._onset_frame = 0  # frame from which the next trial may start
         self._plan: TrialPlan | None = None
@@ -198,7 +202,7 @@ class Session:
         if plan is None:
             raise RuntimeError("no trial is planned; the transition table does not allow this")
         showing = plan.images[len(self._ready)]
-        made = self._within_flashes(self._programme.make(showing))
+        made = self._within_flashes(self._programme.make(showing), showing.proposal.place)
         self._ready.append(Ready(showing, self._pool.place(made), made))
         self._programme.say_prepared(showing, made)
         if len(self._ready) < len(plan.images):
@@ -210,19 +214,19 @@ class Session:
         if not self._outputs.gated and self._may_begin:
             self._announce(plan)
 
-    def _within_flashes(self, made: Made) -> Made:
+    def _within_flashes(self, made: Made, place: Place | None) -> Made:
         """Return the frame, or the background where it would make too many flashes at its place in the trial."""
         on, period = self._trials.on_frames, self._trials.on_frames + self._trials.off_frames
         # The earliest frame at which the trial may begin: a later one only has fewer flashes in its first second.
         first = max(self._onset_frame - self._grid.frame, 2)
-        planned: list[tuple[int, float]] = []
+        planned: list[Light] = []
         last = 0 if self._plan is None else len(self._plan.images) - 1  # the background follows it in any rhythm
-        for k, level in enumerate([*(image.made.luminance for image in self._ready), made.luminance]):
-            planned.append((self._grid.due_ns(first + k * period), level))
+        for k, one in enumerate([*(image.made for image in self._ready), made]):
+            planned.append(Light(self._grid.due_ns(first + k * period), one.luminance, one.square.spot))
             if self._trials.off_frames or k == last:
-                planned.append((self._grid.due_ns(first + k * period + on), self._flashes.background))
+                planned.append(self._flashes.cleared(self._grid.due_ns(first + k * period + on)))
         refusal = self._flashes.refusal(planned, made.luminance)
-        return self._frames.refuse(refusal) if refusal else made
+        return self._frames.refuse(refusal, place) if refusal else made
 
     def _announce_if_fixated(self) -> None:
         """Begin the trial with the next frame if the animal fixates."""
@@ -255,8 +259,9 @@ class Session:
             self._to_do.difference_update(p.presentation for _, p in self._trials.shown)
         self._onset_frame = self._grid.frame - 1 + self._inter_trial
         for image, presented in self._trials.shown:
-            self._flashes.shown(presented.onset_flip_host_ns, image.made.luminance)
-            self._flashes.shown(presented.offset_flip_host_ns, self._flashes.background)
+            made = image.made
+            self._flashes.shown(Light(presented.onset_flip_host_ns, made.luminance, made.square.spot))
+            self._flashes.shown(self._flashes.cleared(presented.offset_flip_host_ns))
         self._onset.check()
         self._outputs.trial_over(self._plan, [presented for _, presented in self._trials.shown])
         if self._to_do and self.state is State.WAITING:

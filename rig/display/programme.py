@@ -9,7 +9,7 @@ from typing import Protocol
 from rig.clock import Clock
 from rig.config.screen import Presentation
 from rig.display.frames import FrameMaker, Made
-from rig.display.places import Places
+from rig.display.places import Places, Square
 from rig.display.trial import BadProposal, Planner, Showing, TrialPlan, check_proposal
 from rig.messages import (
     FALLBACK_OVER,
@@ -25,6 +25,7 @@ from rig.messages import (
     StimulusPrepared,
     TrialIntent,
 )
+from stimuli.spec import Place
 
 # A rig's own TrialIntent and Presented tell a restarted one what is done; its ProcessStarted, that it has read it all;
 # a Response, whether its image is shown again; a Pause, that nothing more may be shown.
@@ -76,6 +77,7 @@ class Programme:
         self._fallback_over = False  # whether it was said that they are shown no more
         self._prepared: set[tuple[int, str, str]] = set()
         self._sent_frames: set[str] = set()
+        self._hidden: set[Place] = set()  # places that were said to lie under the fixation point
 
     @property
     def held(self) -> str:
@@ -108,13 +110,31 @@ class Programme:
 
     def _take_proposal(self, proposal: Proposal) -> None:
         try:
-            check_proposal(proposal, (self._where.rect.height, self._where.rect.width))
-        except BadProposal as error:
-            self._line.send(Fault(what="bad proposal", detail=str(error), done="refused; nothing of it is shown"))
+            square = self._where.at(proposal.place)
+            check_proposal(proposal, square.shape)
+        except ValueError as error:  # BadProposal, or a place where nothing may be drawn
+            named = isinstance(error, BadProposal)
+            detail = str(error) if named else f"proposal {proposal.proposal} of {proposal.agent}: its place: {error}"
+            self._line.send(Fault(what="bad proposal", detail=detail, done="refused; nothing of it is shown"))
             return
+        self._say_hidden(square)
         if self.planner.add(proposal):
             self._late_since_ns, self._late_said = None, False
             self._fallback_since_ns, self._fallback_images, self._fallback_over = None, 0, False
+
+    def _say_hidden(self, square: Square) -> None:
+        """Say once of each place, but the usual one, that the fixation point hides some of its images."""
+        if square is self._where.usual or square.place in self._hidden or not self._where.hidden(square):
+            return
+        self._hidden.add(square.place)
+        size, center = square.place.size_deg, square.place.center_deg
+        self._line.send(
+            Fault(
+                what="fixation point over image",
+                detail=f"images of {size:g} degrees at ({center[0]:g}, {center[1]:g}) lie under the fixation point",
+                done="it is drawn over them: these pixels of each frame are hidden",
+            )
+        )
 
     def _catch_up(self) -> None:
         self.caught_up = True

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         banks = {name: folder_bank(path) for name, path in config.banks.items()}
         banks["natural"] = natural_bank(float(config.display.background), config.natural_contrast)
         display = config.display
-        frames = FrameMaker(where.angles, display.background, display.gamma, config.limits, banks)
+        frames = FrameMaker(where, display.background, display.gamma, config.limits, banks)
         load_graphics()
         # The bus thread starts before and stays ordinary; the graphics driver's threads start after and inherit.
         wants = WANTS if config.gates.fixation is None else WANTS | GAZE_WANTS
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(f"{NAME}: {error}", "mend config.yaml as the message says")
     try:
         notes = {**window.notes, "priority": granted}
-        if where.fixation is not None and where.fixation.overlaps(where.rect):
+        if where.hidden(where.usual):
             notes["fixation point"] = f"drawn over the image at {where.fixation}: those pixels of each frame are hidden"
         line.send(process_started(NAME, clock, notes))
         say(ready=notes)

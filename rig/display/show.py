@@ -20,6 +20,7 @@ from rig.display.places import Places
 from rig.display.trial import Event, Showing, State, TrialPlan, after
 from rig.display.window import WindowLost
 from rig.messages import Document, Presented
+from stimuli.geometry import Rect
 
 
 class Screen(Protocol):
@@ -27,8 +28,8 @@ class Screen(Protocol):
 
     textures: int
 
-    def upload(self, texture: int, frame: npt.NDArray[np.uint8]) -> None:
-        """Fill texture number `texture`."""
+    def upload(self, texture: int, frame: npt.NDArray[np.uint8], rect: Rect) -> None:
+        """Fill texture number `texture`, to be drawn at `rect`."""
         ...
 
     def draw(self, texture: int | None, patch: bool) -> None:
@@ -215,7 +216,7 @@ class TrialShow:
         return Flip(due_ns, stamp_ns, verdict.late, verdict.dropped)
 
     def _presented(self, trial: int, image: Ready, flips: list[Flip], complete: bool) -> None:
-        showing, where = image.showing, self._where
+        showing, where, row = image.showing, self._where, image.made.square.rect.center_row
         presented = Presented(
             presentation=showing.presentation,
             trial=trial,
@@ -232,8 +233,8 @@ class TrialShow:
             flips_host_ns=np.array([f.stamp_ns for f in flips], np.int64),
             late_flips=sum(f.late for f in flips),
             dropped_frames=sum(f.dropped for f in flips),
-            image_row_px=where.rect.center_row,
-            patch_row_px=where.rect.center_row if where.patch is None else where.patch.center_row,
+            image_row_px=row,
+            patch_row_px=row if where.patch is None else where.patch.center_row,
             complete=complete,
             refused=image.made.refused,
         )

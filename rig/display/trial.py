@@ -119,7 +119,10 @@ class BadProposal(ValueError):
 
 
 def check_proposal(proposal: Proposal, frame_shape: tuple[int, int]) -> None:
-    """Raise BadProposal unless all indices of `proposal` hold and its frames are (height, width) = `frame_shape`."""
+    """Raise BadProposal unless all indices of `proposal` hold and its frames are (height, width) = `frame_shape`.
+
+    `frame_shape` is that of the proposal's place.
+    """
     where, count = f"proposal {proposal.proposal} of {proposal.agent}", len(proposal.stimuli)
     for k, slot in enumerate(proposal.plan):
         if slot.stimulus >= count:

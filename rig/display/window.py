@@ -1,8 +1,9 @@
-"""The window on the stimulus screen: a fixed pool of 8-bit textures drawn 1:1, a photodiode patch, and flips.
+"""The window on the stimulus screen: a fixed number of 8-bit textures drawn 1:1, a photodiode patch, and flips.
 
 The only module that imports PsychoPy (and pyglet). Owned by `rig.display.session`. No PsychoPy clock, stimulus class or
 colour conversion is used: ImageStim turns every image into new 32-bit float textures, while here a frame's bytes are
-copied into a texture that exists already and come back from the screen unchanged. Nothing is created in the frame loop.
+copied into a texture that exists already and come back from the screen unchanged. A texture takes the size of the
+frame that is put into it, between trials; nothing is created in the frame loop.
 """
 
 import os
@@ -68,7 +69,7 @@ class Window:
     config
         The `display` part of the session's config.
     rect, patch, fixation
-        Where images, the photodiode patch and the fixation point (None: there is none) are drawn.
+        Where images lie that name no place, the photodiode patch and the fixation point (None: there is none).
     textures
         Size of the pool.
     background_level
@@ -92,7 +93,7 @@ class Window:
 
         self._gl: Any = pyglet.gl
         self._config = config
-        self._rect = rect
+        self._rects = [rect] * textures
         self._patch = patch
         self._fixation = fixation
         self._fixation_level = 0.0 if config.fixation_point is None else config.fixation_point.level / 255
@@ -172,7 +173,7 @@ class Window:
                 (gl.GL_TEXTURE_WRAP_T, gl.GL_CLAMP_TO_EDGE),
             ):
                 gl.glTexParameteri(gl.GL_TEXTURE_2D, key, value)
-            size = (self._rect.width, self._rect.height)
+            size = (self._rects[0].width, self._rects[0].height)
             gl.glTexImage2D(gl.GL_TEXTURE_2D, 0, gl.GL_RGB8, *size, 0, gl.GL_RGB, gl.GL_UNSIGNED_BYTE, None)
         self._check("making the texture pool")
         return ids
@@ -182,9 +183,10 @@ class Window:
 
         The textures hold background, so nothing is seen.
         """
-        grey = np.full((self._rect.height, self._rect.width, 3), round(self._level * 255), np.uint8)
+        rect = self._rects[0]
+        grey = np.full((rect.height, rect.width, 3), round(self._level * 255), np.uint8)
         for k in range(self.textures):
-            self.upload(k, grey)
+            self.upload(k, grey, rect)
             self.draw(k, False)
         self.flip()
         config = self._config
@@ -217,17 +219,25 @@ class Window:
 
     # --- between trials
 
-    def upload(self, texture: int, frame: npt.NDArray[np.uint8]) -> None:
-        """Copy a frame, uint8 (y, x, rgb), row 0 at the top, into texture `texture` of the pool."""
-        if frame.dtype != np.uint8 or frame.shape != (self._rect.height, self._rect.width, 3):
-            raise ValueError(
-                f"a frame of {frame.dtype} {frame.shape} for textures of {self._rect.height} x {self._rect.width}"
-            )
+    def upload(self, texture: int, frame: npt.NDArray[np.uint8], rect: Rect) -> None:
+        """Copy a frame, uint8 (y, x, rgb), row 0 at the top, into texture `texture`, which is drawn at `rect`.
+
+        A texture of another size is made anew, and drawn once where nobody sees it: drivers place what is new at its
+        first use, which must not be in a trial. What was drawn for the next flip is lost by that.
+        """
+        if frame.dtype != np.uint8 or frame.shape != (rect.height, rect.width, 3):
+            raise ValueError(f"a frame of {frame.dtype} {frame.shape} for {rect.height} x {rect.width} pixels")
         gl = self._gl
         raw = np.ascontiguousarray(frame)
-        size = (self._rect.width, self._rect.height)
+        size, before = (rect.width, rect.height), self._rects[texture]
+        self._rects[texture] = rect
         gl.glBindTexture(gl.GL_TEXTURE_2D, self._ids[texture])
-        gl.glTexSubImage2D(gl.GL_TEXTURE_2D, 0, 0, 0, *size, gl.GL_RGB, gl.GL_UNSIGNED_BYTE, raw.ctypes.data)
+        if (before.width, before.height) == size:
+            gl.glTexSubImage2D(gl.GL_TEXTURE_2D, 0, 0, 0, *size, gl.GL_RGB, gl.GL_UNSIGNED_BYTE, raw.ctypes.data)
+        else:
+            kind = gl.GL_RGB, gl.GL_UNSIGNED_BYTE
+            gl.glTexImage2D(gl.GL_TEXTURE_2D, 0, gl.GL_RGB8, *size, 0, *kind, raw.ctypes.data)
+            self.draw(texture, False)
         self._check("filling a texture")
 
     # --- each frame
@@ -237,7 +247,7 @@ class Window:
 
         Finished here, before the wait for the deadline, so that the flip itself has only the swap left to do.
         """
-        gl, rect = self._gl, self._rect
+        gl = self._gl
         width, height = self._config.size_px
         gl.glUseProgram(0)
         gl.glDisable(gl.GL_SCISSOR_TEST)
@@ -250,6 +260,7 @@ class Window:
         gl.glClearColor(self._level, self._level, self._level, 1)
         gl.glClear(gl.GL_COLOR_BUFFER_BIT)
         if texture is not None:
+            rect = self._rects[texture]
             gl.glEnable(gl.GL_TEXTURE_2D)
             gl.glBindTexture(gl.GL_TEXTURE_2D, self._ids[texture])
             gl.glBegin(gl.GL_QUADS)

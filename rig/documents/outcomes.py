@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rig.documents.document import Document, F64Units
+from rig.documents.document import Document, F32Courses, F64Units
 from rig.documents.stimuli import Role
 
 # What one unit of `Response.rate_hz` is, by `Response.measure`.
@@ -50,6 +50,11 @@ class Response(Document):
         default=None, ge=1, description="Presentations that `baseline` averages; None where nothing is subtracted."
     )
     rate_hz: F64Units = Field(description="(count - baseline) / window length, per s; count - baseline for dff.")
+    psth: F32Courses | None = Field(
+        default=None,
+        description="Spikes in the bins of responses.psth, nothing subtracted; NaN for a unit not there. None where "
+        "the config asks for none, the response is not usable, or its bins are not covered.",
+    )
 
 
 class OutputRequest(Document):

@@ -5,9 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from rig.documents.document import Document, F32Rows, I64Events, U8Frame, U8Frames
-from stimuli.spec import Stimulus
+from stimuli.spec import Place, Stimulus
 
-Role = Literal["candidate", "reference", "reshow", "blank", "fallback"]
+Role = Literal["candidate", "reference", "reshow", "confirmation", "blank", "fallback"]
 
 
 class Slot(Document):
@@ -33,6 +33,10 @@ class Proposal(Document):
     fallback: tuple[int, ...] = Field(description="Indices into `stimuli` to show again if the next proposal is late.")
     frames: U8Frames = Field(description="Finished frames (before the display's gamma table) of latent stimuli.")
     latents: F32Rows = Field(description="Latent codes, row k made frame k.")
+    place: Place | None = Field(
+        default=None,
+        description="Where all its images lie; frames have the shape of it. None, as in older logs: `stimulus` says.",
+    )
 
 
 class PhaseEnded(Document):
@@ -54,6 +58,20 @@ class WorkDone(Document):
     sha256: str = Field(description="Hash of the result.")
 
 
+class ImageScore(Document):
+    """What an agent made of an image for one of its targets."""
+
+    target: str = Field(description="Name of the objective: a unit's name, or the target's in the config.")
+    stimulus_id: str
+    source: str = Field(description="candidate, reshow or reference of an evolution; evolved, reference or start.")
+    proposal: int = Field(default=-1, description="Of the presentation; -1 where several make the score.")
+    slot: int = Field(default=-1, description="Of the presentation; -1 where several make the score.")
+    raw: float = Field(description="Value of the objective, as the units gave it.")
+    corrected: float = Field(description="The same after the correction for drift; what the optimiser was told.")
+    error: float | None = Field(default=None, description="Standard error; None for a single presentation.")
+    presentations: int = Field(default=1, ge=0, description="Usable presentations behind it.")
+
+
 class ModelUpdated(Document):
     """The agent or model changed: its version and what it reports to the experimenter."""
 
@@ -62,6 +80,7 @@ class ModelUpdated(Document):
     generation: int
     model_version: str
     report: dict[str, float] = Field(description="Named figures; `best`, `mean` and `reference` are rates in spikes/s.")
+    scores: tuple[ImageScore, ...] = Field(default=(), description="Of images, new since the update before.")
 
 
 class StimulusPrepared(Document):

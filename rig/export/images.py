@@ -50,27 +50,34 @@ def _write_index(view: SessionView, clocks: Clocks, names: list[str], path: Path
     there = frames >= 0
     np.add.at(times, frames[there], 1)
     np.add.at(usable, frames[there & shown.of_response("usable", False)], 1)
+    places: dict[int, list[str]] = defaultdict(list)
+    columns = zip(frames, *(shown.of_shown(c) for c in ("center_x_deg", "center_y_deg", "size_deg")), strict=True)
+    for frame, x, y, size in columns:
+        place = f"{x:g} {y:g} {size:g}"
+        if frame >= 0 and place not in places[int(frame)]:
+            places[int(frame)].append(place)
     drawn_for: dict[str, list[str]] = defaultdict(list)
     prepared = zip(view.texts("stimuli/prepared/stimulus_id"), view.texts("stimuli/prepared/frame_sha256"), strict=True)
     for stimulus, sha in prepared:
         if stimulus not in drawn_for[sha]:
             drawn_for[sha].append(stimulus)
-    columns = (view.column(f"stimuli/{c}") for c in ("phase", "generation"))
-    kinds = zip(view.texts("stimuli/type"), *columns, strict=True)
+    origin = (view.column(f"stimuli/{c}") for c in ("phase", "generation"))
+    kinds = zip(view.texts("stimuli/type"), *origin, strict=True)
     made = dict(zip(view.texts("stimuli/stimulus_id"), kinds, strict=True))
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["image_index", "file", "sha256", "stimulus_ids", "type", "phase", "generation", "height_px", "width_px",
-             "presentations", "usable"]
+             "places_deg", "presentations", "usable"]
         )  # fmt: skip
-        size = [view.column(f"stimuli/frames/{c}") for c in ("height", "width")]
+        pixels = [view.column(f"stimuli/frames/{c}") for c in ("height", "width")]
         first = view.texts("stimuli/frames/stimulus_id")
         for k, sha in enumerate(view.texts("stimuli/frames/frame_sha256")):
             what = made.get(first[k], ("", -1, -1))
             writer.writerow(
-                [k, names[k], sha, " ".join(drawn_for[sha]), *what, size[0][k], size[1][k], times[k], usable[k]]
-            )
+                [k, names[k], sha, " ".join(drawn_for[sha]), *what, pixels[0][k], pixels[1][k],
+                 "; ".join(places[k]), times[k], usable[k]]
+            )  # fmt: skip
 
 
 def _sheets(view: SessionView, ids: list[str], shas: list[str]) -> Iterator[Image.Image]:

@@ -71,7 +71,8 @@ def _display(config: dict[str, Any]) -> str:
         f"gamma {d['gamma']:g} undone in software, background level {d['background']}, "
         f"lag from flip stamp to light {d['lag_s']:g} s",
         f"luminance of level 0, background and 255: {', '.join(f'{v:g}' for v in light)} cd/m^2" if light else "",
-        f"images of {place.get('size_deg')} degrees at {place.get('center_deg')} degrees (right, up)",
+        f"images of {place.get('size_deg')} degrees at {place.get('center_deg')} degrees (right, up), where the table "
+        "of presentations does not say otherwise",
         f"on {rhythm.get('on_s')} s, off {rhythm.get('off_s')} s, {rhythm.get('images_per_trial')} images in a trial",
     ]
     reward = config.get("reward")
@@ -180,7 +181,7 @@ def _stimuli(view: SessionView) -> Any:
     parents, ends = ragged([json.loads(p) for p in view.texts("stimuli/parents")], "")
     fields = [
         Field("stimulus_id", "", "Identity, unique in the session", view.texts("stimuli/stimulus_id")),
-        Field("type", "", "blank, grating, bank or latent", view.texts("stimuli/type")),
+        Field("type", "", "blank, grating, bank, patches or latent", view.texts("stimuli/type")),
         Field("spec", "", "What it is, as described to the renderer", [_spec(s) for s in view.texts("stimuli/spec")]),
         Field("proposal", "1", "Proposal that named it first", view.column("stimuli/proposal")),
         Field("phase", "1", "Phase, from 0", view.column("stimuli/phase")),

@@ -4,7 +4,7 @@ The pictures are those that the model's warm-up names, drawn by the session's ow
 flashes are counted by the limit that refuses frames in a session (`stimuli.limits`).
 """
 
-from math import ceil, radians
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from rig.display.places import places
 from rig.messages import Proposal
 from rig.preflight.result import Result
 from stimuli.bank import folder_bank, natural_bank
-from stimuli.limits import FLASH_AREA_SR, FLASH_STEP, SECOND_NS, FlashLimit
-from stimuli.spec import Blank, Stimulus
+from stimuli.limits import FLASH_AREA_SR, FLASH_STEP, SECOND_NS, FlashLimit, Light, Spot
+from stimuli.spec import Blank, Place, Stimulus
 
 MOST_PICTURES = 400  # a second or two of drawing; of more pictures an even choice is drawn
 NAMED = 6
@@ -46,30 +46,34 @@ def luminance(config: Config, figures: dict[str, Any]) -> Result:
         f"{len(levels)} images of {levels[low]:.2f} ({low}) to {levels[high]:.2f} ({high}) of white, background "
         f"{grey:.2f}" + (f"; {left} more were not drawn" if left else "")
     )
-    area_sr = radians(config.stimulus.size_deg) ** 2
-    if area_sr < FLASH_AREA_SR:
+    spot = max((square.spot for square in places(config).all_named(config)), key=lambda spot: spot.area_sr)
+    if spot.area_sr < FLASH_AREA_SR:
         return Result("luminance", "ok", f"{said}; the image is too small to be a large flash")
     if config.guest is not None:
         return Result("luminance", "ok", f"{said}; the guest sets the rhythm")
-    return _flashes(config, levels, grey, area_sr, said)
+    return _flashes(config, levels, grey, spot, said)
 
 
 def _frame_maker(config: Config) -> FrameMaker:
     banks = {name: folder_bank(path) for name, path in config.banks.items()}
     background = config.display.background
     banks["natural"] = natural_bank(float(background), config.natural_contrast)
-    return FrameMaker(places(config).angles, background, config.display.gamma, config.limits, banks)
+    return FrameMaker(places(config), background, config.display.gamma, config.limits, banks)
 
 
 def _levels(frames: FrameMaker, figures: dict[str, Any]) -> tuple[dict[str, float], dict[str, str], int]:
     """Return the luminance of each picture, why those that are refused are, and how many were not drawn."""
-    given = {s["id"]: Stimulus.model_validate(s) for phase in figures["phases"] for s in phase["stimuli"]}
-    stimuli = [s for s in given.values() if not isinstance(s.spec, Blank)]
+    given = {
+        (s["id"], repr(phase.get("place"))): (Stimulus.model_validate(s), _place(phase.get("place")))
+        for phase in figures["phases"]
+        for s in phase["stimuli"]
+    }
+    stimuli = [one for one in given.values() if not isinstance(one[0].spec, Blank)]
     chosen = [stimuli[k] for k in np.unique(np.linspace(0, len(stimuli) - 1, MOST_PICTURES).astype(int)) if stimuli]
     levels = {"blank": frames.grey.luminance}
     refused: dict[str, str] = {}
-    for stimulus in chosen:
-        made = frames.make(_bare(stimulus), stimulus)
+    for stimulus, place in chosen:
+        made = frames.make(_bare(stimulus, place), stimulus)
         if made.refused:
             refused[stimulus.id] = made.refused
         else:
@@ -79,24 +83,29 @@ def _levels(frames: FrameMaker, figures: dict[str, Any]) -> tuple[dict[str, floa
     return levels, refused, len(stimuli) - len(chosen)
 
 
-def _bare(stimulus: Stimulus) -> Proposal:
+def _place(place: dict[str, Any] | None) -> Place | None:
+    return None if place is None else Place.model_validate(place)
+
+
+def _bare(stimulus: Stimulus, place: Place | None) -> Proposal:
     """Return a proposal that holds nothing but a stimulus which needs no frame of it."""
     return Proposal(
         proposal=0, phase=0, agent="check", generation=0, model_version="", stimuli=(stimulus,), plan=(), tail_from=1,
         final=True, fallback=(), frames=np.empty((0, 1, 1, 3), np.uint8), latents=np.empty((0, 0), np.float32),
+        place=place,
     )  # fmt: skip
 
 
 # --- flashes ----------------------------------------------------------------------------------------------------------
 
 
-def _flashes(config: Config, levels: dict[str, float], grey: float, area_sr: float, said: str) -> Result:
+def _flashes(config: Config, levels: dict[str, float], grey: float, spot: Spot, said: str) -> Result:
     """Try the orders with the most flashes, and a random one, at the rhythm of the config."""
     limits, names = config.limits, list(levels)
     values = np.array([levels[name] for name in names])
     count = min(len(names) * IN_A_ROW, ceil(1 / (config.presentation.on_s + config.presentation.off_s)) + 2)
     orders = [[float(values[k]) for k in order[:count]] for order in _orders(values, grey)]
-    tried = [_refused(config, order, grey, area_sr) for order in orders]
+    tried = [_refused(config, order, grey, spot) for order in orders]
     worst = min((found.index(True) for found in tried if True in found), default=None)
     if worst is None:
         told = f"{said}; not even their worst orders make more than {limits.max_flash_hz:g} flashes/s"
@@ -104,7 +113,7 @@ def _flashes(config: Config, levels: dict[str, float], grey: float, area_sr: flo
     rng = np.random.default_rng(SEED)
     rounds = ceil(ROUNDS / len(names))
     random = [float(values[k]) for _ in range(rounds) for k in rng.permutation(len(names))]
-    refused = float(np.mean(_refused(config, random, grey, area_sr)))
+    refused = float(np.mean(_refused(config, random, grey, spot)))
     off = np.abs(values - grey)
     strong = [names[k] for k in np.argsort(-off) if off[k] >= FLASH_STEP and not names[k].startswith(GENERATED)]
     strong = strong or [names[int(np.argmax(values))], names[int(np.argmin(values))]]
@@ -138,16 +147,16 @@ def _timed(config: Config, presentation: int) -> tuple[int, int]:
     return SECOND_NS + round(start_s * SECOND_NS), SECOND_NS + round((start_s + rhythm.on_s) * SECOND_NS)
 
 
-def _refused(config: Config, values: list[float], grey: float, area_sr: float) -> list[bool]:
+def _refused(config: Config, values: list[float], grey: float, spot: Spot) -> list[bool]:
     """Return for each presentation whether its frame is refused; the background is shown instead, as in a session."""
-    limit, out = FlashLimit(grey, config.limits.max_flash_hz, area_sr), list[bool]()
+    limit, out = FlashLimit(grey, config.limits.max_flash_hz), list[bool]()
     for k, level in enumerate(values):
         onset_ns, offset_ns = _timed(config, k)
-        planned = [(onset_ns, level)]
+        planned = [Light(onset_ns, level, spot)]
         if config.presentation.off_s or (k + 1) % config.presentation.images_per_trial == 0:
-            planned.append((offset_ns, grey))
+            planned.append(limit.cleared(offset_ns))
         out.append(bool(limit.refusal(planned, level)))
-        limit.shown(onset_ns, grey if out[-1] else level)
+        limit.shown(Light(onset_ns, grey if out[-1] else level, spot))
         if len(planned) > 1:
-            limit.shown(offset_ns, grey)
+            limit.shown(planned[1])
     return out

@@ -24,10 +24,15 @@ def geometry(config: Config) -> Result:
     from rig.display.places import places
 
     try:
-        rect = places(config).rect
+        where = places(config)
+        squares = where.all_named(config)
     except ValueError as error:
         return Result("geometry", "fail", str(error), "change stimulus.size_deg, center_deg or the display's sizes")
-    return Result("geometry", "ok", f"images are {rect.width} x {rect.height} px, centre row {rect.center_row:.0f}")
+    rects = [square.rect for square in squares]
+    said = "; ".join(f"{rect.width} x {rect.height} px, centre row {rect.center_row:.0f}" for rect in rects)
+    if hidden := sum(where.hidden(square) for square in squares):
+        said += f"; the fixation point is drawn over images at {hidden} of {len(squares)} places"
+    return Result("geometry", "ok", f"images are {said}")
 
 
 def banks(config: Config) -> Result:

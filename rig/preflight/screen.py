@@ -6,7 +6,7 @@ import numpy as np
 
 from rig.clock import Clock
 from rig.config.session import Config
-from rig.display.places import places
+from rig.display.places import Square, places
 from rig.display.window import DisplayError, Window, WindowLost
 from rig.preflight.result import Result
 
@@ -33,7 +33,7 @@ def look_at_screen(config: Config, clock: Clock) -> Generator[Result, None, list
         return []
     try:
         yield _pace(window, config, clock)
-        yield _upload(window, config, clock, (where.rect.height, where.rect.width, 3))
+        yield _upload(window, config, clock, where.all_named(config))
         return _flash(window, config, clock)
     except WindowLost as error:
         yield Result("screen", "fail", str(error), "see that nobody closes the window and that the screen stays on")
@@ -78,17 +78,19 @@ def _pace(window: Window, config: Config, clock: Clock) -> Result:
     return Result("screen", "ok", said)
 
 
-def _upload(window: Window, config: Config, clock: Clock, shape: tuple[int, int, int]) -> Result:
-    frame = np.full(shape, config.display.background, np.uint8)
+def _upload(window: Window, config: Config, clock: Clock, squares: tuple[Square, ...]) -> Result:
+    frames = [np.full((*square.shape, 3), config.display.background, np.uint8) for square in squares]
     took_ms = []
-    for _ in range(UPLOADS):
+    for k in range(UPLOADS):
+        frame, square = frames[k % len(frames)], squares[k % len(frames)]
         start_ns = clock.now_ns()
-        window.upload(0, frame)
+        window.upload(0, frame, square.rect)
         window.draw(None, False)  # finishes what the driver put off
         took_ms.append((clock.now_ns() - start_ns) * 1e-6)
     trial_s = float(np.quantile(took_ms, 0.99)) * config.presentation.images_per_trial * 1e-3
+    sizes = ", ".join(dict.fromkeys(f"{square.rect.width} x {square.rect.height}" for square in squares))
     said = (
-        f"{np.median(took_ms):.2f} ms (median), {np.quantile(took_ms, 0.99):.2f} ms (p99) for {shape[1]} x {shape[0]} "
+        f"{np.median(took_ms):.2f} ms (median), {np.quantile(took_ms, 0.99):.2f} ms (p99) for {sizes} "
         f"px; {trial_s * 1e3:.0f} ms for a trial of {config.presentation.images_per_trial}"
     )
     if trial_s > config.presentation.inter_trial_s:

@@ -58,7 +58,7 @@ FOLDS: tuple[ModuleType, ...] = (
 # All that `rig.responses.windows` imports (tests/test_fold_snapshot.py looks), and what writes and reads its state.
 TEXT = (
     "rig/responses/*.py", "rig/clocks/*.py", "rig/config/*.py", "rig/messages.py", "rig/documents/*.py",
-    "rig/timing.py", "stimuli/*.py",
+    "rig/timing.py", "stimuli/**/*.py",
     "rig/__init__.py", "rig/links/__init__.py", "rig/links/loopback.py", "rig/recording/graph.py",
     "rig/recording/fold_snapshot.py",
 )  # fmt: skip

@@ -27,6 +27,7 @@ from rig.messages import RATE_UNITS
 from rig.replay.model_side import AgainstTwin, TwinNeuron, WhatIf
 from rig.replay.recorded import Pictures, RecordedGeneration, RecordedSession, read
 from rig.replay.records import ReplayError, config_of, session_start
+from stimuli.spec import Place
 
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
@@ -74,8 +75,9 @@ def folder_name(path: Path, files: Sequence[Path]) -> str:
 
 
 def evolutions(config: Config) -> list[tuple[int, EvolvePhase]]:
-    """Return the phases that choose by responses, with their numbers."""
-    return [(k, p) for k, p in enumerate(config.phases) if isinstance(p, EvolvePhase)]
+    """Return the phases that evolve for a single unit at one size, with their numbers: a twin stands for one neuron."""
+    phases = enumerate(config.phases)
+    return [(k, p) for k, p in phases if isinstance(p, EvolvePhase) and p.unit is not None and len(p.sizes_deg) < 2]
 
 
 def _pairs(recorded: Config, other: Alternative) -> list[tuple[int, int]]:
@@ -90,6 +92,8 @@ def _pairs(recorded: Config, other: Alternative) -> list[tuple[int, int]]:
             raise ReplayError(
                 f"{other.name}: phases.{k}.unit: {b.unit}, but the session evolved for {a.unit}; keep the unit"
             )
+        if a.place != b.place:
+            raise ReplayError(f"{other.name}: phases.{k}.place: not where the session's images lay; keep the place")
     return [(a[0], b[0]) for a, b in zip(own, theirs, strict=True)]
 
 
@@ -110,7 +114,7 @@ def counterfactual(
         raise ReplayError("--repeats: two or more runs of each agent are needed to tell an agent from its luck")
     own = config_of(session_start(path))
     if not evolutions(own):
-        raise ReplayError("no phase of this session chose its images by responses; there is nothing to do otherwise")
+        raise ReplayError("no phase of this session chose its images by the responses of a single unit (`unit:`)")
     others = [alternative(file, own) for file in files]
     names = [RECORDED, *(o.name for o in others)]
     if len(set(names)) != len(names):
@@ -124,12 +128,13 @@ def counterfactual(
         if not generations:
             say(f"phase {phase + 1}: nothing of it is in the log; left out")
             continue
-        out.append(
-            _Phase(
-                session, phase, settings, generations, models, configs,
-                {RECORDED: phase, **{name: pairs[name][phase] for name in pairs}}, say,
-            ).answers(repeats, most)
-        )  # fmt: skip
+        place = generations[0].place
+        there = [one for one in generations if one.place == place]
+        if len(there) < len(generations):
+            say(f"phase {phase + 1}: only the {len(there)} generations at the place of its first one are looked at")
+        phases = {RECORDED: phase, **{name: pairs[name][phase] for name in pairs}}
+        placed = {name: at_place(configs[name], phases[name], place) for name in configs}
+        out.append(_Phase(session, phase, settings, there, models, placed, phases, say).answers(repeats, most))
     if not out:
         raise ReplayError("the log holds no generation of an evolution")
     start = session_start(path)
@@ -139,6 +144,12 @@ def counterfactual(
         "unit_of_rates": RATE_UNITS[session.measure],
         "phases": out,
     }
+
+
+def at_place(config: Config, phase: int, place: Place | None) -> Config:
+    """Return a config whose phase number `phase` shows its images at `place`, also where that was yet to be found."""
+    changed = config.phases[phase].model_copy(update={"place": place})
+    return config.model_copy(update={"phases": (*config.phases[:phase], changed, *config.phases[phase + 1 :])})
 
 
 class _Phase:
@@ -167,7 +178,7 @@ class _Phase:
             f"phase {self._phase + 1}, {self._settings.unit}: twin ({worth.features}) fitted to {worth.images} images, "
             f"{worth.trials} responses; held-out r {worth.held_out_r:.2f}, ceiling {worth.ceiling_r:.2f}"
         )
-        draw = Pictures(self._session.config, self._models.reduced)
+        draw = Pictures(self._session.config, self._models.reduced, self._generations[0].place)
         runs: dict[str, list[Sequence[AgainstTwin]]] = {}
         for name, config in self._configs.items():
             self._say(f"phase {self._phase + 1}: {name} against the twin, {repeats} runs")
@@ -200,10 +211,11 @@ class _Phase:
         }
 
     def _fit(self) -> TwinNeuron:
-        rates = self._session.rates[:, self._unit]
-        known = np.isfinite(rates)
+        session, place = self._session, self._generations[0].place
+        rates = session.rates[:, self._unit]
+        # A receptive field sees other parts of an image that lies elsewhere: such responses say nothing of this place.
+        known = np.isfinite(rates) & np.array([session.place[k] == place for k in session.image], np.bool_)
         try:
-            session = self._session
             return self._models.fit(session.pictures, session.image[known], rates[known], session.fixed[known], 0)
         except ValueError as error:
             raise ReplayError(f"no twin of {self._settings.unit}: {error}") from error

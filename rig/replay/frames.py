@@ -31,7 +31,7 @@ def banks_of(config: Config) -> dict[str, Bank]:
 def frame_maker(config: Config) -> FrameMaker:
     """Return what makes frames as the rig of this config did; raises ReplayError."""
     display = config.display
-    return FrameMaker(places(config).angles, display.background, display.gamma, config.limits, banks_of(config))
+    return FrameMaker(places(config), display.background, display.gamma, config.limits, banks_of(config))
 
 
 class FramesCheck:
@@ -42,7 +42,7 @@ class FramesCheck:
         self._maker = frame_maker(config_of(start))
         self._verdict = verdict
         self._proposals: OrderedDict[int, Proposal] = OrderedDict()
-        self._made: OrderedDict[tuple[int, str], str] = OrderedDict()  # sha256 of the frame that was made again
+        self._made: OrderedDict[tuple[int, str], Made] = OrderedDict()  # that were made again
 
     def take(self, record: Record) -> None:
         """Take the next record."""
@@ -62,17 +62,21 @@ class FramesCheck:
 
     def _prepared(self, prepared: StimulusPrepared) -> None:
         where = f"frame of stimulus {prepared.stimulus_id} (proposal {prepared.proposal})"
-        made = self._make(prepared)
+        try:
+            made = self._make(prepared)
+        except ValueError as error:  # a place where nothing may be drawn
+            self._verdict.different.append(f"{where}: {error}")
+            return
         if made is None:
             self._verdict.different.append(f"{where}: its proposal is not in the journal, or too old")
             return
-        self._made[prepared.proposal, prepared.stimulus_id] = made.sha256
+        self._made[prepared.proposal, prepared.stimulus_id] = made
         held = prepared.frame
         if held is not None and hashlib.sha256(held.tobytes()).hexdigest() != prepared.frame_sha256:
             self._verdict.different.append(f"{where}: the picture in the journal is not the one it names")
         elif prepared.frame_sha256 == made.sha256:
             self._verdict.identical["frame"] += 1
-        elif prepared.frame_sha256 == self._maker.grey.sha256:  # refused; whether it was, its Presented says
+        elif prepared.frame_sha256 == self._grey(made):  # refused; whether it was, its Presented says
             self._verdict.identical["frame refused"] += 1
         else:
             self._verdict.different.append(f"{where} comes out otherwise{f' ({made.refused})' if made.refused else ''}")
@@ -82,14 +86,21 @@ class FramesCheck:
         stimuli = [] if proposal is None else [s for s in proposal.stimuli if s.id == prepared.stimulus_id]
         return self._maker.make(proposal, stimuli[0]) if proposal is not None and stimuli else None
 
+    def _grey(self, made: Made) -> str:
+        """Return the sha256 of the background in a frame's place."""
+        return self._maker.background_at(made.square.place).sha256
+
     def _presented(self, shown: Presented) -> None:
         made = self._made.get((shown.proposal, shown.stimulus_id))
         if made is None:
             return  # said already, at its preparation or by `rig.replay.screen`
-        grey = self._maker.grey.sha256
-        if shown.frame_sha256 != (grey if shown.refused else made):
+        row = made.square.rect.center_row
+        if shown.frame_sha256 != (self._grey(made) if shown.refused else made.sha256):
             said = f"says it was refused ({shown.refused})" if shown.refused else "does not say that it was refused"
             self._verdict.different.append(f"presentation {shown.presentation} {said}; the frame says otherwise")
+        elif shown.image_row_px != row:
+            said = f"presentation {shown.presentation} was centred on screen row {shown.image_row_px:g}"
+            self._verdict.different.append(f"{said}; the place of its proposal lies on row {row:g}")
         else:
             self._verdict.identical["presented frame"] += 1
 

@@ -17,7 +17,7 @@ from rig.messages import Proposal, Response
 from rig.replay.frames import banks_of
 from rig.replay.records import Log, config_of, session_start
 from stimuli.render import render
-from stimuli.spec import AnySpec, LatentImage
+from stimuli.spec import AnySpec, LatentImage, Place
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -36,6 +36,8 @@ class RecordedGeneration:
     """(population, latent)"""
     pictures: U8
     """(population, ...) as a twin sees them."""
+    place: Place | None
+    """Where they lay; None: where the config's `stimulus` says."""
     rates: dict[str, list[F64]] = field(default_factory=dict)
     """Usable responses (unit,) to each of its candidates, in this generation."""
 
@@ -53,6 +55,8 @@ class RecordedSession:
     """Generations of the phases in which something evolved."""
     pictures: U8
     """(image, ...) in order of first showing, as a twin sees them."""
+    place: tuple[Place | None, ...]
+    """Of each image: where it lay. One that was shown at two places is two images."""
     image: I64
     """(trial,) index into `pictures`, for every usable response."""
     rates: F64
@@ -66,18 +70,26 @@ class RecordedSession:
 class Pictures:
     """Draws stimuli that are not latent, once each, as a twin sees them."""
 
-    def __init__(self, config: Config, reduced: Callable[[U8], U8]) -> None:
-        """Draw as the config's display says; raises ReplayError where a bank is gone."""
-        self._angles, self._background = places(config).angles, config.display.background
+    def __init__(self, config: Config, reduced: Callable[[U8], U8], place: Place | None = None) -> None:
+        """Draw as the config's display says, for `place` if nothing else is asked for.
+
+        Raises ReplayError where a bank is gone.
+        """
+        self._where, self._background, self._place = places(config), config.display.background, place
         self._banks, self._reduced = banks_of(config), reduced
-        self._drawn: dict[AnySpec, U8] = {}
+        self._drawn: dict[tuple[AnySpec, Place | None], U8] = {}
 
     def __call__(self, spec: AnySpec) -> U8:
-        """Return the picture of a spec."""
-        if spec not in self._drawn:
-            frame = render(spec, self._angles, self._background, self._banks)
-            self._drawn[spec] = self._reduced(frame[None])[0]
-        return self._drawn[spec]
+        """Return the picture of a spec at the usual place of these pictures."""
+        return self.at(spec, self._place)
+
+    def at(self, spec: AnySpec, place: Place | None) -> U8:
+        """Return the picture of a spec at a place."""
+        key = spec, place
+        if key not in self._drawn:
+            frame = render(spec, self._where.at(place).angles, self._background, self._banks)
+            self._drawn[key] = self._reduced(frame[None])[0]
+        return self._drawn[key]
 
 
 def read(path: Path, reduced: Callable[[U8], U8]) -> RecordedSession:
@@ -102,7 +114,7 @@ class _Reading:
     def __init__(self, config: Config, reduced: Callable[[U8], U8]) -> None:
         self._config, self._reduced = config, reduced
         self._draw = Pictures(config, reduced)
-        self._place: dict[str, int] = {}
+        self._number: dict[tuple[str, Place | None], int] = {}
         self._pictures: list[U8] = []
         self._image: list[int] = []
         self._rates: list[F64] = []
@@ -125,7 +137,8 @@ class _Reading:
         if specs and len(specs) == len(chosen):
             at = [spec.row for spec in specs]
             ids = tuple(s.id for s in chosen)
-            one = RecordedGeneration(proposal.generation, ids, np.array(proposal.latents[at]), latent[at])
+            codes = np.array(proposal.latents[at])
+            one = RecordedGeneration(proposal.generation, ids, codes, latent[at], proposal.place)
             self._phases.setdefault(proposal.phase, []).append(one)
             self._by_proposal[proposal.proposal] = one
 
@@ -134,15 +147,17 @@ class _Reading:
         if held is None:
             return
         self._measure = response.measure
-        name = response.stimulus_id
-        if name not in self._place:
-            proposal, latent = held
+        name, (proposal, latent) = response.stimulus_id, held
+        key = name, proposal.place
+        if key not in self._number:
             spec = next(s.spec for s in proposal.stimuli if s.id == name)
-            self._place[name] = len(self._pictures)
-            self._pictures.append(latent[spec.row] if isinstance(spec, LatentImage) else self._draw(spec))
-        self._image.append(self._place[name])
+            self._number[key] = len(self._pictures)
+            drawn = latent[spec.row] if isinstance(spec, LatentImage) else self._draw.at(spec, proposal.place)
+            self._pictures.append(drawn)
+        self._image.append(self._number[key])
         self._rates.append(np.asarray(response.rate_hz))
-        self._fixed.append(response.role in ("reference", "blank") or not self._evolves(response.proposal))
+        fixed = response.role in ("reference", "confirmation", "blank") or not self._evolves(response.proposal)
+        self._fixed.append(fixed)
         generation = self._by_proposal.get(response.proposal)
         if generation is not None and response.role == "candidate":
             generation.rates.setdefault(name, []).append(np.asarray(response.rate_hz))
@@ -155,4 +170,5 @@ class _Reading:
         rates = np.stack(self._rates) if self._rates else np.empty((0, len(self._config.responses.units)))
         image = np.array(self._image, np.int64)
         fixed = np.array(self._fixed, np.bool_)
-        return RecordedSession(self._config, self._phases, pictures, image, rates, fixed, self._measure)
+        where = tuple(place for _, place in self._number)
+        return RecordedSession(self._config, self._phases, pictures, where, image, rates, fixed, self._measure)

@@ -195,9 +195,13 @@ class Session:
 
     def unit_of(self, phase: int) -> int:
         """Return the column of the unit that a phase is about: the evolved one, else the first."""
-        phases = self.config.get("phases", [])
-        name = phases[phase].get("unit") if 0 <= phase < len(phases) else None
+        name = self.about(phase)
         return self.units.index(name) if name in self.units else 0
+
+    def about(self, phase: int) -> str:
+        """Return the name of the unit that a phase of the config names, "" if it names none."""
+        phases = self.config.get("phases", [])
+        return str(phases[phase].get("unit") or "") if 0 <= phase < len(phases) else ""
 
     def picture(self, stimulus: str) -> npt.NDArray[np.uint8] | None:
         """Return the frame that was drawn for a stimulus, axes (y, x, rgb), None if the log has no frame of it."""

@@ -15,13 +15,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from rig.report import figures
+from rig.report import confirmation, figures, first_minutes
 from rig.report.data import RewardRow, Session, open_session
 from rig.report.derived import chosen_online, coverage_words
 from rig.report.figures import bound_words, mean_sem
 from rig.report.history import History
 from rig.report.html import as_table, bound, counted, minutes, moment
 from rig.report.sections import banners, end_words, images_time, interruptions, may_have_been_seen
+from rig.report.targets import each_target
 from rig.report.traces import traces
 from rig.view.columns import NO_TIME
 from rig.view.h5 import brought_up_to_date
@@ -168,9 +169,11 @@ class _Page:
         s = self.session
         agent, unit = s.agents.get(phase, "not known"), s.unit_of(phase)
         here = s.phase == phase
+        several = [of for _, of, _ in each_target(s, phase) if of]
         evolves = bool((here & (s.role == "candidate")).any()) and agent != "present"
-        name = s.units[unit] if s.units else "no unit"
+        name = ", ".join(several) or (s.units[unit] if s.units else "no unit")
         title = f"Phase {phase + 1}: {escape(agent)}" + (f" for {escape(name)}" if evolves else "")
+        title = f"Phase {phase + 1}: confirmation" if agent == "confirm" else title
         blanks = int((here & (s.role == "blank")).sum())
         images = len(set(s.stimulus_id[here & (s.role != "blank")]))
         facts = f"{counted(int(here.sum()), 'presentation')}: {counted(images, 'image')}, {counted(blanks, 'blank')}"
@@ -182,38 +185,48 @@ class _Page:
             return (
                 out + "<p>No usable response in this phase: nothing can be said about the neurons. See below why.</p>"
             )
-        return out + (self._evolution(phase) if evolves else self._tuning(phase)) + self._raster(phase)
+        if agent == "confirm":
+            return out + confirmation.section(s, phase, self._thumbnail)
+        if agent == "map":
+            return out + first_minutes.mapping(s, phase, self._figure) + self._raster(phase)
+        if not evolves:
+            out += first_minutes.screening(s, phase) if agent == "screen" else ""
+            return out + self._tuning(phase) + self._raster(phase)
+        targets = each_target(s, phase)
+        rasters = (self._raster(phase, *one) for one in targets if one[2].about(phase) in ("", *s.units))
+        return out + "".join(self._evolution(phase, *one) for one in targets) + "".join(rasters)
 
-    def _evolution(self, phase: int) -> str:
+    def _evolution(self, phase: int, part: str, of: str, session: Session) -> str:
         curve = self._figure(
-            f"evolution_{phase}",
-            figures.evolution(self.session, phase, self.history.marks(phase)),
+            f"evolution_{phase}{part}",
+            figures.evolution(session, phase, self.history.marks(phase)),
             chosen_online(self.session, phase)
             + "Rates in the response window, baseline subtracted. Bands are the standard error over presentations. The "
             "score by which an image was chosen overrates it; its fresh re-shows (open squares, drawn at the "
             "generation that made the image) do not. The best reference was chosen by the mean that is drawn.",
         )
         strip = self._figure(
-            f"best_images_{phase}",
-            figures.best_images(self.session, phase),
+            f"best_images_{phase}{part}",
+            figures.best_images(session, phase),
             chosen_online(self.session, phase)
             + "Best image of its generation as it was drawn, with the one score by which it was chosen; below it the "
             "mean of its re-shows. Last: the reference image with the highest mean.",
         )
-        return curve + strip
+        return (f"<h3>{escape(of)}</h3>" if of else "") + curve + strip
 
-    def _raster(self, phase: int) -> str:
+    def _raster(self, phase: int, part: str = "", of: str = "", about: Session | None = None) -> str:
+        session, heading = about or self.session, f"<h3>{escape(of)}</h3>" if of else ""
         if self.session.measure != "spikes":
             caption = (
-                "Mean ± standard error of the trace around the image onset, from the values as they came (less the "
-                "neuropil's share where it is configured), as a change from the time before the onset; counts as they "
-                "are. Scores are made otherwise, with a tracked baseline."
+                "Mean ± standard error of the trace around the image onset, from the values as they came (less "
+                "neuropil where configured), as a change from before the onset; counts as they are. Scores differ: "
+                "they track a baseline."
             )
-            drawn = self._figure(f"traces_{phase}", traces(self.session, phase), caption)
-            return drawn or "<p>No trace is drawn: the log has no values around the onsets of these images.</p>"
-        return self._figure(
-            f"raster_{phase}",
-            figures.raster(self.session, phase),
+            drawn = self._figure(f"traces_{phase}{part}", traces(session, phase), caption)
+            return heading + drawn if drawn else "<p>No trace is drawn: no values around these onsets.</p>"
+        return heading + self._figure(
+            f"raster_{phase}{part}",
+            figures.raster(session, phase),
             f"Spikes around the image onset, and their rate in bins of {figures.BIN_S * 1e3:.0f} ms. Onsets are "
             "photodiode edges where there is one.",
         )

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from rig.config.scoring import Psth
 from rig.config.sources import LslCalciumSource, LslCountSource, NeuralSource, TracesWireSource
 from rig.messages import Continuity, Gap, SpikeBlock, TraceBlock, UnitList
 from rig.responses.spikes_kept import SpikesKept
 from rig.responses.traces import TraceFold
 
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Span = tuple[int, int]  # first sample, end
 MOST_EARLY = 4_000  # documents kept while the device's rate is not known: 100 s of a source
@@ -115,6 +117,14 @@ class DeviceData:
                     marks[at + low - start : at + high - start] = True
             at += end - start
         return 1.0 - float(marks.sum()) / max(total, 1)
+
+    def course(self, onset: int, settings: Psth) -> F32 | None:
+        """Return the spikes (unit, bin) around an onset; None where there are no spikes or not all bins are covered."""
+        if not isinstance(self.kept, SpikesKept):
+            return None
+        at_s = settings.window_s[0] + settings.bin_s * np.arange(settings.bins + 1)
+        edges = onset + np.rint(at_s * self.rate_hz).astype(np.int64)
+        return self.kept.course(edges) if self.covered([(int(edges[0]), int(edges[-1]))]) == 1 else None
 
     def _holes(self, start: int, end: int) -> list[Span]:
         delivered_to = end if self.watermark is None else self.watermark

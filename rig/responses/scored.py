@@ -11,6 +11,7 @@ from rig.responses.device_data import Span
 from rig.responses.gates import Judged
 from rig.responses.onset import Onset
 
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Measure = Literal["spikes", "counts", "deconvolved", "dff"]
 
@@ -30,6 +31,7 @@ class Measured:
     count: F64
     early: F64 | None  # what the baseline window says `count` should be
     reason: str
+    psth: F32 | None = None  # (unit, bin)
 
 
 def scored(
@@ -65,6 +67,7 @@ def scored(
         count=nan if reason else measured.count,
         baseline=nan,
         rate_hz=nan,
+        psth=None if reason else measured.psth,
     )
 
 

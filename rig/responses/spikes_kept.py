@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rig.messages import SpikeBlock, UnitList
 
 F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 
@@ -79,6 +80,18 @@ class SpikesKept:
                 inside = (chunk.sample >= start_sample) & (chunk.sample < end_sample)
                 counts += np.bincount(chunk.unit[inside], minlength=len(counts))
         counts[~self._there(start_sample, end_sample)] = np.nan
+        return counts
+
+    def course(self, edges: I64) -> F32:
+        """Return the spikes (unit, bin) between each edge (bin + 1,), samples, and the next; NaN as in `values`."""
+        counts = np.zeros((len(self._units), len(edges) - 1), dtype=np.float32)
+        start, end = int(edges[0]), int(edges[-1])
+        for chunk in self._chunks:
+            if chunk.first < end and chunk.last >= start:
+                inside = (chunk.sample >= start) & (chunk.sample < end)
+                bins = np.searchsorted(edges, chunk.sample[inside], side="right") - 1
+                np.add.at(counts, (chunk.unit[inside], bins), 1)
+        counts[~self._there(start, end)] = np.nan
         return counts
 
     def _there(self, start: int, end: int) -> npt.NDArray[np.bool_]:

@@ -383,6 +383,7 @@ class WindowFold:
             count=count,
             early=early,
             reason=reason,
+            psth=None if settings.psth is None else device.course(onset.sample, settings.psth),
         )
 
     def _response(self, shown: Presented, measured: Measured, judged: Judged) -> None:

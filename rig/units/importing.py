@@ -222,12 +222,13 @@ def _config_for(session: _Session, clusters: list[int], matched: list[Match], sa
     config["responses"]["units"] = [unit_name(c) for c in clusters]
     for k, phase in enumerate(session.config.phases):
         if isinstance(phase, EvolvePhase):
-            if phase.unit not in cluster_of:
+            names = {online: unit_name(cluster) for online, cluster in cluster_of.items()}
+            for unit in (u for target in phase.objectives() for u in target.named if u not in names):
                 raise UnitsError(
-                    f"phase {k + 1} of the session evolved images for {phase.unit!r}, and no imported cluster fires "
-                    f"together with it; name one with --same {phase.unit}=CLUSTER"
+                    f"phase {k + 1} of the session evolved images for {unit!r}, and no imported cluster fires "
+                    f"together with it; name one with --same {unit}=CLUSTER"
                 )
-            config["phases"][k]["unit"] = unit_name(cluster_of[phase.unit])
+            config["phases"][k] = phase.renamed(names).model_dump(mode="json")
     return Config.model_validate(config)
 
 
@@ -285,10 +286,14 @@ def _evolved_for(recorded: Config, derived: Config) -> dict[str, str]:
     """Return for which unit each phase chose its images, and as which it is scored now."""
     pairs = enumerate(zip(recorded.phases, derived.phases, strict=True))
     return {
-        f"phase {k} chose its images by": f"{old.unit}, here {new.unit}"
+        f"phase {k} chose its images by": f"{_named(old)}, here {_named(new)}"
         for k, (old, new) in pairs
         if isinstance(old, EvolvePhase) and isinstance(new, EvolvePhase)
     }
+
+
+def _named(phase: EvolvePhase) -> str:
+    return "; ".join(target.title for target in phase.objectives()) or "units proposed in the session"
 
 
 def _start_of(

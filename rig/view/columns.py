@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 FORMAT = "stimloop session view"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HOST = "host monotonic"
 UTC = "utc"
 DEVICE = "device"  # replaced by "device <source>" where the session has only one source
@@ -69,7 +69,7 @@ SOURCE = number("source", "Device: row of /sources/name", kind="u1")
 RUN = number("run", "Acquisition run of the device; its samples count anew in each run")
 ARRIVAL = host("arrival_host_ns", "When the message that carried it was received")
 SLOT = number("slot", "Index into the proposal's plan, -1 for a fallback", -1)
-ROLE = text("role", "candidate, reference, reshow, blank or fallback")
+ROLE = text("role", "candidate, reference, reshow, confirmation, blank or fallback")
 PROPOSAL = number("proposal", "Number of the proposal in the session")
 PHASE = number("phase", "Index of the phase in the config, -1 if the proposal is not in the log", -1)
 GENERATION = number("generation", "Generation or block within the phase, -1 if not known", -1)

@@ -283,7 +283,7 @@ class DeviceFold:
     def _response(self, entry: Entry, d: Response) -> None:
         self.name_response_units(d.units)
         arrays = {"count": d.count, "baseline": d.baseline, "rate_hz": d.rate_hz}
-        fields = d.model_dump(exclude={"kind", "version", "units", "behaviour", *arrays})
+        fields = d.model_dump(exclude={"kind", "version", "units", "behaviour", "psth", *arrays})  # the spikes are here
         times = ("onset_sample", "onset_host_ns", "onset_uncertainty_ns", "onset_host_uncertainty_ns")
         for name in (*times, "flip_to_edge_ns", "window_start_sample", "window_end_sample"):
             fields[name] = known(fields[name])

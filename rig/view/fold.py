@@ -34,9 +34,9 @@ from rig.messages import (
 from rig.view.announced import Announced
 from rig.view.columns import NO_TIME, Buffer, Stack
 from rig.view.devices import DeviceFold, as_json, known
-from rig.view.tables import SCHEMAS
+from rig.view.tables import NAN, SCHEMAS
 from stimuli.render import gamma_table
-from stimuli.spec import LatentImage, Stimulus
+from stimuli.spec import LatentImage, Place, Stimulus
 
 # Frames of a proposal are kept until they were drawn; a proposal this many proposals old is not drawn any more.
 KEPT_PROPOSALS = 8
@@ -84,6 +84,8 @@ class ViewFold:
         self._gamma = gamma_table(1.0)
         self._stimuli: dict[str, str] = {}
         self._proposals: dict[int, tuple[int, int]] = {}  # number -> (phase, generation)
+        self._usual: Place | None = None  # where images lie whose proposal names no place
+        self._places: dict[int, Place] = {}  # of proposals that name one
         self._waiting: OrderedDict[int, dict[str, Pixels]] = OrderedDict()  # frames not drawn yet, per proposal
         self._frames: dict[str, int] = {}
         self._no_frame: set[str] = set()
@@ -165,6 +167,7 @@ class ViewFold:
             **{name: as_json(o.model_dump()) if (o := getattr(d, name)) else "" for name in ORIGINS},
         )
         try:
+            self._usual = Place.model_validate(d.config["stimulus"])
             self._gamma = gamma_table(float(d.config["display"]["gamma"]))
             self.devices.name_response_units(tuple(str(u) for u in d.config["responses"]["units"]))
             for source in d.config["sources"]:
@@ -227,6 +230,8 @@ class ViewFold:
 
     def _proposal(self, entry: Entry, d: Proposal) -> None:
         self._proposals[d.proposal] = (d.phase, d.generation)
+        if d.place is not None:
+            self._places[d.proposal] = d.place
         frames: dict[str, Pixels] = {}
         for stimulus in d.stimuli:
             if isinstance(stimulus.spec, LatentImage) and stimulus.spec.row < len(d.frames):
@@ -253,6 +258,7 @@ class ViewFold:
             tail_from=d.tail_from,
             final=d.final,
             fallback=as_json([name(k) for k in d.fallback]),
+            place="" if d.place is None else as_json(d.place.model_dump()),
         )
         self._announced.proposed(d)
         for k, slot in enumerate(d.plan):
@@ -354,6 +360,8 @@ class ViewFold:
             detail = f"{d.frame_sha256} was shown in presentation {d.presentation} and never prepared in this log"
             self._hole(entry, "frame missing", detail, shown)
         flips = d.flips_host_ns
+        place = self._places.get(d.proposal, self._usual) if d.proposal in self._proposals else None
+        center = (NAN, NAN) if place is None else place.center_deg
         fields = d.model_dump(exclude={"kind", "version", "flips_host_ns", "previous_stimulus_id"})
         self._row(
             "presentations",
@@ -363,6 +371,9 @@ class ViewFold:
             generation=generation,
             previous_stimulus_id=d.previous_stimulus_id or "",
             frame=self._frames.get(d.frame_sha256, -1),
+            center_x_deg=center[0],
+            center_y_deg=center[1],
+            size_deg=NAN if place is None else place.size_deg,
             flips_first=self.tables["flips"].rows,
             flips_count=len(flips),
         )
@@ -371,18 +382,13 @@ class ViewFold:
     # --- what the model said
 
     def _model_updated(self, entry: Entry, d: ModelUpdated) -> None:
-        self._row(
-            "model/updates",
-            seq=entry.envelope.seq,
-            receipt_host_ns=entry.envelope.receipt_host_ns,
-            phase=d.phase,
-            generation=d.generation,
-            model_version=d.model_version,
-            best=d.report.get("best", float("nan")),
-            mean=d.report.get("mean", float("nan")),
-            reference=d.report.get("reference", float("nan")),
-            report=as_json(d.report),
-        )
+        at = {"seq": entry.envelope.seq, "phase": d.phase, "generation": d.generation}
+        figures = {name: d.report.get(name, NAN) for name in ("best", "mean", "reference")}
+        said = {"model_version": d.model_version, "report": as_json(d.report)}
+        self._row("model/updates", **at, **figures, **said, receipt_host_ns=entry.envelope.receipt_host_ns)
+        for one in d.scores:
+            error = NAN if one.error is None else one.error
+            self._row("model/scores", **at, **one.model_dump(exclude={"version", "error"}), error=error)
 
     def _work_done(self, entry: Entry, d: WorkDone) -> None:
         fields = d.model_dump(exclude={"kind", "version"})

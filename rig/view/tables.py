@@ -24,6 +24,8 @@ from rig.view.columns import (
 )
 from rig.view.device_tables import DEVICE_SCHEMAS
 
+NAN = float("nan")
+
 SCHEMAS: tuple[Schema, ...] = (
     Schema(
         "presentations",
@@ -50,6 +52,9 @@ SCHEMAS: tuple[Schema, ...] = (
             number("flips_count", "Number of its rows in /flips, onset and offset included"),
             number("late_flips", "Flips later than half a frame after they were due"),
             number("dropped_frames", "Frame periods in which no new flip came"),
+            Column("center_x_deg", "f8", "degrees", "Centre of the image, right of the screen's centre", missing=NAN),
+            Column("center_y_deg", "f8", "degrees", "Centre of the image, above the screen's centre", missing=NAN),
+            Column("size_deg", "f8", "degrees", "Side of the image, in visual angle", missing=NAN),
             Column("image_row_px", "f8", "px", "Screen row of the image centre, from the top"),
             Column("patch_row_px", "f8", "px", "Screen row of the photodiode patch's centre, from the top"),
             Column("complete", "bool", "1", "False if it was cut short, or if its frame was refused"),
@@ -110,7 +115,7 @@ SCHEMAS: tuple[Schema, ...] = (
             number("proposal", "Proposal that named it first"),
             PHASE,
             GENERATION,
-            text("type", "blank, grating, bank or latent"),
+            text("type", "blank, grating, bank, patches or latent"),
             text("spec", "What it is, as described to the renderer", "JSON"),
             text("parents", "Identities of the stimuli it was recombined from", "JSON"),
             text("how", 'How its agent made it, "" for what was chosen, not made'),
@@ -151,6 +156,25 @@ SCHEMAS: tuple[Schema, ...] = (
         ),
     ),
     Schema(
+        "model/scores",
+        "One row for each value that an agent took from a presentation, or from all repeats of an image so far",
+        (
+            SEQ,
+            PHASE,
+            GENERATION,
+            text("target", "Objective: a unit, or a combination of units"),
+            text("stimulus_id", "Identity of the image"),
+            text("source", "candidate, reshow, reference of an evolution; evolved, reference, start of a confirmation"),
+            number("proposal", "Proposal of the presentation, -1 where several make the value", -1),
+            number("slot", "Slot of it, -1 where several make the value", -1),
+            Column("raw", "f8", "spikes/s", "Value of the objective as the units gave it"),
+            Column("corrected", "f8", "spikes/s", "The same corrected for drift: what the optimiser was told"),
+            Column("error", "f8", "spikes/s", "Standard error, where several presentations make it",
+                   missing=float("nan")),
+            number("presentations", "Usable presentations behind it"),
+        ),
+    ),
+    Schema(
         "model/proposals",
         "One row per proposal",
         (
@@ -165,6 +189,7 @@ SCHEMAS: tuple[Schema, ...] = (
             number("tail_from", "First slot of the tail, shown while the next proposal is computed"),
             Column("final", "bool", "1", "Whether no proposal follows in this phase"),
             text("fallback", "Identities of the stimuli to show if the next proposal is late", "JSON"),
+            text("place", 'Where all its images lie, "" where the config\'s stimulus says', "JSON"),
         ),
     ),
     Schema(

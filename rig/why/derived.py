@@ -12,12 +12,12 @@ from typing import Any
 
 from rig.messages import Origin
 from rig.recording.journal import JournalReader
-from rig.why.origin import KINDS, NotInLog, Provenance
+from rig.why.origin import KINDS, Build, NotInLog, Provenance
 
 
-def read(folder: Path) -> Provenance:
+def read(folder: Path, build: Build | None = None) -> Provenance:
     """Fold the journal of a session, also one that still grows. Raises OSError."""
-    found = Provenance()
+    found = Provenance(build)
     reader = JournalReader(folder / "session.journal", KINDS)
     try:
         while entries := reader.read(final=True):
@@ -28,15 +28,18 @@ def read(folder: Path) -> Provenance:
     return found
 
 
-def explain(folder: Path, what: str, original: Path | None) -> tuple[dict[str, Any], list[int]]:
+def explain(
+    folder: Path, what: str, original: Path | None, build: Build | None = None
+) -> tuple[dict[str, Any], list[int]]:
     """Return what is known of a presentation (its number, or the id of its stimulus), and all showings of the image.
 
-    `original`: folder of the session that a derived one was made from; beside it without. The answer is that of
+    `original`: folder of the session that a derived one was made from; beside it without. `build` makes the generators
+    that decode latent codes again; without it no frame is compared. The answer is that of
     `Provenance.explain`; of a derived session it has `derived` besides. Raises NotInLog, OSError.
     """
     if not (folder / "session.journal").exists():
         raise NotInLog(f"{folder} holds no session.journal; give the folder of a session")
-    found = read(folder)
+    found = read(folder, build)
     number = re.fullmatch(r"p?([0-9]+)", what)
     numbers = [int(number[1])] if number else found.presentations_of(what)
     answer = found.explain(numbers[0])
@@ -49,7 +52,7 @@ def explain(folder: Path, what: str, original: Path | None) -> tuple[dict[str, A
     source = original or folder.resolve().parent / origin.session
     if lacking := _lacking(source, origin):
         return _without(answer, derived, lacking), numbers
-    then, _ = explain(source, str(numbers[0]), None)
+    then, _ = explain(source, str(numbers[0]), None, build)
     return then | {"derived": derived | {"lacking": ""}}, numbers
 
 

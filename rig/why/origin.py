@@ -5,26 +5,31 @@ presentation what was shown and what the response to it was used for, and no pic
 """
 
 import hashlib
+import re
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rig.config.generators import AnyGenerator
 from rig.config.phases import EvolvePhase
+from rig.config.places import rect_of, usual
 from rig.config.session import Config
+from rig.config.targets import Target
 from rig.messages import Entry, Fault, Presented, Proposal, Response, SessionStart, TrialIntent
 from rig.shown_again import ShownAgain, Verdict
 from rig.view.announced import MAYBE_SHOWN, NEVER_SHOWN
-from stimuli.generators import DctGenerator
-from stimuli.geometry import image_rect
+from stimuli.generators import Generator
 from stimuli.render import gamma_table
-from stimuli.spec import LatentImage, Stimulus
+from stimuli.spec import LatentImage, Place, Stimulus
 
 KINDS = frozenset({"session_start", "proposal", "presented", "response", "trial_intent", "fault"})
 FIRST_VALUES = 5  # of a latent code that are given
 Key = tuple[int, int]  # proposal and slot
+Build = Callable[[AnyGenerator, int, int, int], Generator]  # settings, height, width, background
 
 
 class NotInLog(ValueError):
@@ -56,12 +61,15 @@ class Asked:
     tail_from: int
     plan: tuple[tuple[str, str], ...]
     """Role and stimulus id of each slot."""
+    place: Place | None
+    """Where its images lie; None: where the config's `stimulus` says."""
 
 
 @dataclass
 class Provenance:
-    """What the log says about every image."""
+    """What the log says about every image; `build` makes the generators that decode their codes again."""
 
+    build: Build | None = None
     start: SessionStart | None = None
     config: Config | None = None
     origins: dict[str, Origin] = field(default_factory=dict)
@@ -100,7 +108,9 @@ class Provenance:
 
     def _proposal(self, seq: int, d: Proposal) -> None:
         plan = tuple((slot.role, d.stimuli[slot.stimulus].id) for slot in d.plan)
-        self.asked[d.proposal] = Asked(seq, d.phase, d.agent, d.generation, d.model_version, d.tail_from, plan)
+        self.asked[d.proposal] = Asked(
+            seq, d.phase, d.agent, d.generation, d.model_version, d.tail_from, plan, d.place
+        )
         self._again.planned(d.proposal, len(d.plan))
         for stimulus in d.stimuli:
             if stimulus.id not in self.origins:
@@ -138,6 +148,7 @@ class Provenance:
                 "frame_sha256": shown.frame_sha256,
                 "complete": shown.complete,
                 "refused": shown.refused,
+                "place": self._place(shown.proposal).model_dump(mode="json"),
                 "frame_again": self._frame_again(shown),
             },
             "asked_by": self._asked_by(shown.proposal, asked, shown.slot),
@@ -184,10 +195,22 @@ class Provenance:
             "local_changes": start.dirty,
         }
 
-    def _unit(self, phase: int) -> str | None:
-        """Return the unit for which a phase evolves images, None where it is for all of them."""
+    def _objectives(self, phase: int) -> tuple[Target, ...]:
+        """Return what a phase evolves images for; () where it is for all units, or for units that it was proposed."""
         found = self.config.phases[phase] if self.config is not None else None
-        return found.unit if isinstance(found, EvolvePhase) else None
+        return found.objectives() if isinstance(found, EvolvePhase) else ()
+
+    def _unit(self, phase: int) -> str | None:
+        """Return the unit for which a phase evolves images, None where it is for others or for all of them."""
+        found = self._objectives(phase)
+        return found[0].unit if len(found) == 1 and found[0].minus is None else None
+
+    def _target_of(self, phase: int, stimulus: str) -> Target | None:
+        """Return the target that an evolved image was made for: with several its number is in the identity."""
+        objectives = self._objectives(phase)
+        numbered = re.match(rf"p{phase}-t([0-9]+)-", stimulus)
+        number = int(numbered[1]) if numbered else 0
+        return objectives[number] if number < len(objectives) else None
 
     def _asked_by(self, number: int, asked: Asked, slot: int) -> dict[str, Any]:
         part = "fallback" if slot < 0 else "main" if slot < asked.tail_from else "tail"
@@ -199,6 +222,7 @@ class Provenance:
             "phase": asked.phase,
             "agent": asked.agent,
             "unit": self._unit(asked.phase),
+            "targets": [target.title for target in self._objectives(asked.phase)],
             "generation": asked.generation,
             "agent_state_sha256": asked.model_version,
         }
@@ -283,7 +307,9 @@ class Provenance:
                 "sha256": hashlib.sha256(origin.latent.tobytes()).hexdigest(),
             }
             out["generator"] = self._generator_settings(asked.phase)
-            out["random"] = f"numpy default_rng([{self.config.seed if self.config else '?'}, {asked.phase}])"
+            target, seed = self._target_of(asked.phase, name), self.config.seed if self.config else "?"
+            number = self._objectives(asked.phase).index(target) if target is not None else "its target's number"
+            out["random"] = f"numpy default_rng([{seed}, {asked.phase}, {number}])"
         return out
 
     def _parent(self, name: str, proposal: int) -> dict[str, Any]:
@@ -292,7 +318,7 @@ class Provenance:
         out: dict[str, Any] = {"stimulus_id": name, "response": None, "rank": None, "of": None}
         if before is None:
             return out
-        unit = self._unit(before.phase)
+        target = self._target_of(before.phase, name)
         scores: dict[str, float] = {}
         for slot, (role, stimulus) in enumerate(before.plan[: before.tail_from]):
             used = self.final.get((proposal - 1, slot))
@@ -301,8 +327,9 @@ class Provenance:
             response = self.answers[used][1]
             if stimulus == name:
                 out["response"] = self._answer(used)
-            if response.usable and unit in response.units:
-                scores[stimulus] = float(response.rate_hz[response.units.index(unit)])
+            if response.usable and target is not None and target == self._target_of(before.phase, stimulus):
+                score = target.sign * float(target.value(response.rate_hz, response.units))
+                scores |= {stimulus: score} if np.isfinite(score) else {}
         if name in scores:
             out |= {"rank": 1 + sum(s > scores[name] for s in scores.values()), "of": len(scores)}
         return out
@@ -313,6 +340,11 @@ class Provenance:
         found = self.config.phases[phase] if self.config is not None else None
         return found.generator.model_dump(mode="json") if isinstance(found, EvolvePhase) else {}
 
+    def _place(self, proposal: int) -> Place:
+        """Return where the images of a proposal lie."""
+        assert self.config is not None  # noqa: S101 - of a log that begins with its config
+        return self.asked[proposal].place or usual(self.config.stimulus)
+
     def _frame_again(self, shown: Presented) -> str | None:
         """Decode the latent code again and compare: "identical", "different", why not, or None for other stimuli."""
         origin, config = self.origins.get(shown.stimulus_id), self.config
@@ -320,12 +352,16 @@ class Provenance:
             return None
         if shown.refused:
             return "not compared: the background was shown in its place"
-        phase, display, place = config.phases[self.asked[origin.proposal].phase], config.display, config.stimulus
+        phase, display = config.phases[self.asked[origin.proposal].phase], config.display
         if not isinstance(phase, EvolvePhase) or not isinstance(origin.stimulus.spec, LatentImage):
             return "not compared: this version does not know its generator"
-        rect = image_rect(display.size_px, display.width_cm, display.distance_cm, place.size_deg, place.center_deg)
-        g = phase.generator
-        made = DctGenerator(rect.height, rect.width, g.frequencies, g.falloff, g.contrast, display.background)
+        rect = rect_of(display, self._place(shown.proposal))
+        if self.build is None:
+            return "not compared: no generators at hand"
+        try:
+            made = self.build(phase.generator, rect.height, rect.width, display.background)
+        except ValueError as error:
+            return f"not compared: {error}"
         if made.name != origin.stimulus.spec.generator:
             return f"not compared: this version's generator is {made.name}, not {origin.stimulus.spec.generator}"
         frame = gamma_table(display.gamma)[made.decode(origin.latent[None])[0]]

@@ -5,7 +5,7 @@ The answers are made by `rig.why.origin`; here the journal is read and words are
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from rich.tree import Tree
 
 from rig.messages import RATE_UNITS
 from rig.why.derived import explain
-from rig.why.origin import NotInLog, NotRecorded
+from rig.why.origin import Build, NotInLog, NotRecorded
 
 FILE_WIDTH = 160  # columns where the tree does not go to a terminal
 MANY = 6  # names or numbers that are listed; of more only how many there are
@@ -129,6 +129,9 @@ def tree_of(found: dict[str, Any], depth: int) -> Tree:
     of = session["name"] if derived is None else f"{derived['session']} (recorded as {derived['from']}, sorted again)"
     tree = Tree(escape(f"presentation {shown['number']} of session {of}{simulated}: {name}, a {shown['role']}"))
     screen = tree.add(f"on the screen in trial {shown['trial']}, place {shown['position_in_trial']}")
+    where = shown["place"]
+    right, up = where["center_deg"]
+    screen.add(f"{where['size_deg']:g} degrees at ({right:g}, {up:g}) degrees (right, up) from the screen's centre")
     screen.add(f"sha256 of the frame {shown['frame_sha256']}")
     if shown["frame_again"]:
         screen.add(escape(f"latent code decoded again: {shown['frame_again']}"))
@@ -204,36 +207,41 @@ def used_words(used: dict[str, Any], role: str) -> str:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def why(
-    folder: Annotated[Path, typer.Argument(metavar="SESSION", help="Session folder.")],
-    what: Annotated[
-        str, typer.Argument(metavar="PRESENTATION", help="Number of a presentation (80 or p80), or a stimulus id.")
-    ],
-    depth: Annotated[
-        int, typer.Option("--depth", min=0, help="Generations of ancestors that are described; 0 for all.")
-    ] = 2,
-    original: Annotated[
-        Path | None, typer.Option("--original", help="Folder of the session that a derived one was made from.")
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
-) -> None:
-    """Tell where a shown image comes from, back to the initial population, and what its response was used for.
+def add_why(app: typer.Typer, generators: Callable[[], Build]) -> None:
+    """Add the command to `app`; `generators()` imports and returns what makes a generator when it is needed."""
 
-    Example: stimloop why sessions/2026-11-21-demo 412 --json why-412.json
-    """
-    console, errors = Console(), Console(stderr=True)
-    if not console.is_terminal:
-        console = Console(width=FILE_WIDTH)
-    try:
-        answer, numbers = explain(folder, what, original)
-        if json_file is not None:
-            json_file.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
-    except NotRecorded as known:
-        console.print(escape(str(known)), highlight=False, soft_wrap=True)
-        return
-    except (NotInLog, OSError) as error:
-        errors.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    console.print(tree_of(answer, depth), highlight=False)
-    if len(numbers) > 1:
-        console.print(f"{what} was also shown in presentations {some(numbers[1:])}", highlight=False, soft_wrap=True)
+    @app.command()
+    def why(
+        folder: Annotated[Path, typer.Argument(metavar="SESSION", help="Session folder.")],
+        what: Annotated[
+            str, typer.Argument(metavar="PRESENTATION", help="Number of a presentation (80 or p80), or a stimulus id.")
+        ],
+        depth: Annotated[
+            int, typer.Option("--depth", min=0, help="Generations of ancestors that are described; 0 for all.")
+        ] = 2,
+        original: Annotated[
+            Path | None, typer.Option("--original", help="Folder of the session that a derived one was made from.")
+        ] = None,
+        json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
+    ) -> None:
+        """Tell where a shown image comes from, back to the initial population, and what its response was used for.
+
+        Example: stimloop why sessions/2026-11-21-demo 412 --json why-412.json
+        """
+        console, errors = Console(), Console(stderr=True)
+        if not console.is_terminal:
+            console = Console(width=FILE_WIDTH)
+        try:
+            answer, numbers = explain(folder, what, original, generators())
+            if json_file is not None:
+                json_file.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+        except NotRecorded as known:
+            console.print(escape(str(known)), highlight=False, soft_wrap=True)
+            return
+        except (NotInLog, OSError) as error:
+            errors.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+        console.print(tree_of(answer, depth), highlight=False)
+        if len(numbers) > 1:
+            also = f"{what} was also shown in presentations {some(numbers[1:])}"
+            console.print(also, highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
-"""Optimisers over latent codes, in ask/tell form: the genetic algorithm of XDream.
+"""The genetic algorithm of XDream, one population at a time: codes in, scores back. Numpy only.
 
-Called by the evolve agent. Knows nothing of images, neurons or sessions: codes in, scores back. Numpy only.
+Called by `stimuli.search.xdream`, which gives it the form of an `Optimiser`, and by the one-step counterfactual.
 
 Ponce, Xiao, Schade, Hartmann, Kreiman, Livingstone (2019), Cell 177: 999-1009 ("Ponce 2019");
 Xiao & Kreiman (2020), PLoS Computational Biology 16: e1007973 ("PLoS 2020").

@@ -1,0 +1,170 @@
+"""Which units are worth an experiment: measures from repeated presentations of a reference set. Pure.
+
+Used by the screen agent and, for false discoveries, by the map agent. Rates are those of the responses (baseline
+subtracted where the config says so), arrays (image, repeat) of one unit with NaN where a response is missing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+SPLITS = 100
+RESAMPLES = 200
+INTERVAL = (2.5, 97.5)  # percent
+TOP = 0.2  # of the images count as those that drive a unit
+LEAST_IMAGES, LEAST_REPEATS = 3, 2
+
+
+@dataclass(frozen=True)
+class Selectivity:
+    """What the reference set says of one unit; NaN where too little was measured."""
+
+    p_blank: float
+    """Of rates to images and to blanks being alike (Mann and Whitney)."""
+    p_tuned: float
+    """Of all images giving the same rates (Kruskal and Wallis)."""
+    reliability: float
+    """Correlation over images between the means of random halves of the repeats, corrected to all repeats."""
+    reliability_low: float
+    reliability_high: float
+    """Of a 95 % interval: images drawn anew with replacement."""
+    sparseness: float
+    """0: all images drive it alike, 1: one image alone (Vinje and Gallant 2000), of rates above blank."""
+    mean_hz: float
+    """Over all images."""
+    blank_hz: float
+    driven_hz: float
+    """Mean above blank of the fifth of the images that drove it most, measured in the other half of the repeats."""
+    best: int
+    """Image with the highest mean, -1 where nothing is known."""
+    presentations: int
+
+
+def measure(rate_hz: F64, blank_hz: F64, rng: np.random.Generator) -> Selectivity:
+    """Return the measures of one unit from its rates to images (image, repeat) and to blanks (presentation,)."""
+    blank = blank_hz[np.isfinite(blank_hz)]
+    counts = np.isfinite(rate_hz).sum(axis=1)
+    rows = [row[np.isfinite(row)] for row in rate_hz]
+    enough = [row for row in rows if len(row) >= LEAST_REPEATS]
+    everything = np.concatenate(rows) if rows else np.empty(0)
+    means = np.array([row.mean() if len(row) else np.nan for row in rows])
+    nan = float("nan")
+    blank_mean = float(blank.mean()) if len(blank) else nan
+    halves = _halves(rate_hz, rng)
+    low, high = _interval(rate_hz, halves, rng)
+    return Selectivity(
+        p_blank=_p_blank(everything, blank),
+        p_tuned=_p_tuned(enough),
+        reliability=_reliability(halves, np.arange(len(rate_hz))),
+        reliability_low=low,
+        reliability_high=high,
+        sparseness=_sparseness(means - (blank_mean if len(blank) else 0.0)),
+        mean_hz=float(everything.mean()) if len(everything) else nan,
+        blank_hz=blank_mean,
+        driven_hz=_driven(halves) - (blank_mean if len(blank) else 0.0),
+        best=int(np.nanargmax(means)) if np.isfinite(means).any() else -1,
+        presentations=int(counts.sum()),
+    )
+
+
+def false_discoveries(p: Sequence[float], rate: float) -> list[bool]:
+    """Return which of the tests count so that at most `rate` of those are false (Benjamini and Hochberg 1995).
+
+    NaN, a test that could not be made, never counts and is no test.
+    """
+    values = np.array(p, np.float64)
+    known = np.flatnonzero(np.isfinite(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    below = np.flatnonzero(values[order] <= rate * np.arange(1, len(order) + 1) / max(len(order), 1))
+    out = np.zeros(len(values), np.bool_)
+    if len(below):
+        out[order[: below[-1] + 1]] = True
+    return [bool(one) for one in out]
+
+
+def spearman_brown(r: F64 | float) -> F64:
+    """Return the reliability of both halves together from the correlation `r` between halves."""
+    value = np.asarray(r, np.float64)
+    return np.asarray(2 * value / np.maximum(1 + value, 1e-9))
+
+
+def _p_blank(driven: F64, blank: F64) -> float:
+    if len(driven) < LEAST_REPEATS or len(blank) < LEAST_REPEATS:
+        return float("nan")
+    if np.ptp(np.concatenate([driven, blank])) == 0:
+        return 1.0  # no spike at all, or always as many
+    return float(stats.mannwhitneyu(driven, blank, method="asymptotic").pvalue)
+
+
+def _p_tuned(rows: list[F64]) -> float:
+    if len(rows) < LEAST_IMAGES:
+        return float("nan")
+    if np.ptp(np.concatenate(rows)) == 0:
+        return 1.0
+    return float(stats.kruskal(*rows).pvalue)
+
+
+def _halves(rate_hz: F64, rng: np.random.Generator) -> tuple[F64, F64]:
+    """Return the means of random halves of each image's repeats, each (split, image); NaN for images with one."""
+    known = np.isfinite(rate_hz)
+    key = np.where(known, rng.random((SPLITS, *rate_hz.shape)), 2.0)  # missing repeats rank last
+    rank = np.argsort(np.argsort(key, axis=2), axis=2)
+    half = known.sum(axis=1)[:, None] // 2
+    values = np.nan_to_num(rate_hz)
+    first, second = rank < half, (rank >= half) & known
+    with np.errstate(invalid="ignore"):
+        a = (values * first).sum(axis=2) / first.sum(axis=2)
+        b = (values * second).sum(axis=2) / second.sum(axis=2)
+    return np.where(half.T > 0, a, np.nan), np.where(half.T > 0, b, np.nan)
+
+
+def _reliability(halves: tuple[F64, F64], images: I64) -> float:
+    """Return the mean over splits of the corrected correlation between halves, over `images`; 0 without variance."""
+    a, b = halves[0][:, images], halves[1][:, images]
+    there = np.isfinite(a[0])
+    if there.sum() < LEAST_IMAGES:
+        return float("nan")
+    a, b = a[:, there], b[:, there]
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    r = np.where(norm > 0, (a * b).sum(axis=1) / np.where(norm > 0, norm, 1.0), 0.0)
+    # The mean comes first: the correction of single splits blows up where r is near -1.
+    return float(spearman_brown(np.clip(r.mean(), -0.9, 1.0)))
+
+
+def _interval(rate_hz: F64, halves: tuple[F64, F64], rng: np.random.Generator) -> tuple[float, float]:
+    count = len(rate_hz)
+    if count < LEAST_IMAGES:
+        return float("nan"), float("nan")
+    found = np.array([_reliability(halves, rng.integers(count, size=count)) for _ in range(RESAMPLES)])
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return float("nan"), float("nan")
+    low, high = np.percentile(found, INTERVAL)
+    return float(low), float(high)
+
+
+def _sparseness(means: F64) -> float:
+    """Return (1 - mean(r)**2 / mean(r**2)) / (1 - 1 / n) of rates above blank, those below counting 0."""
+    r = np.maximum(means[np.isfinite(means)], 0.0)
+    square = float((r**2).mean()) if len(r) else 0.0
+    if len(r) < LEAST_IMAGES or square == 0:
+        return float("nan")
+    return float((1 - r.mean() ** 2 / square) / (1 - 1 / len(r)))
+
+
+def _driven(halves: tuple[F64, F64]) -> float:
+    """Return the mean rate to the top images of one half, measured in the other, over splits: no luck in it."""
+    a, b = halves
+    there = np.isfinite(a[0])
+    if not there.any():
+        return float("nan")
+    a, b = a[:, there], b[:, there]
+    top = np.argsort(-a, axis=1)[:, : max(1, round(TOP * a.shape[1]))]
+    return float(np.take_along_axis(b, top, axis=1).mean())

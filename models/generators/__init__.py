@@ -1,0 +1,1 @@
+"""Generators with a network, and the factory that makes any generator from a config."""

@@ -1,0 +1,194 @@
+"""Evolutions of a recorded session: their codes, pictures and scores, read from its journal.
+
+Used to start an evolution from another day's (`start: {type: saved}`; called by `rig.cli` when a config is read) and to
+compare what two sessions evolved (`rig.similarity`).
+"""
+
+import base64
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from rig.config.evolution import SavedCodes, SavedStart
+from rig.config.phases import EvolvePhase
+from rig.config.reading import ConfigError, parse
+from rig.config.session import Config
+from rig.config.targets import Target
+from rig.encoding import BadDocument
+from rig.messages import Proposal, Response
+from rig.replay.records import Log, ReplayError, config_of, session_start
+from stimuli.spec import LatentImage
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+SHRINK = 2.0  # presentations of a mean image that each image's mean is shrunk by: one lucky trial is no winner
+KEPT_FRAMES = 400  # pictures that are kept of an evolution while it is read: those of its newest images
+COUNTS = ("candidate", "reshow", "confirmation")
+
+
+@dataclass
+class Image:
+    """One evolved image."""
+
+    stimulus_id: str
+    generation: int
+    code: F32
+    frame: U8 | None
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Evolved:
+    """One target's evolution in a session."""
+
+    phase: int
+    target: Target
+    generator: str = ""
+    images: dict[str, Image] = field(default_factory=dict)
+
+    def best(self, count: int) -> list[Image]:
+        """Return the images with the best mean values, each shrunk towards the mean of its generation."""
+        measured = [image for image in self.images.values() if image.values]
+        total: dict[int, tuple[int, float]] = {}
+        for image in measured:
+            n, summed = total.get(image.generation, (0, 0.0))
+            total[image.generation] = n + len(image.values), summed + sum(image.values)
+
+        def shrunk(image: Image) -> float:
+            n, summed = total[image.generation]
+            mean = (sum(image.values) + SHRINK * summed / n) / (len(image.values) + SHRINK)
+            return self.target.sign * mean
+
+        return sorted(measured, key=lambda image: -shrunk(image))[:count]
+
+    def first(self, count: int) -> list[Image]:
+        """Return images of its first generation."""
+        return [image for image in self.images.values() if image.generation == 0][:count]
+
+
+def evolutions(folder: Path) -> list[Evolved]:
+    """Return the evolutions of the session in `folder`, in order of phases and targets.
+
+    Raises ConfigError where there is no session, or one of another version of the program.
+    """
+    journal = folder / "session.journal"
+    if not journal.is_file():
+        raise ConfigError(f"{folder}: holds no session.journal; give the folder of a session")
+    try:
+        reading = _Reading(config_of(session_start(journal)))
+        for record in Log(journal):
+            if record.kind in ("proposal", "response"):
+                try:
+                    reading.take(record.entry.document)
+                except BadDocument:
+                    continue  # an unreadable record was left out live as well
+    except ReplayError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+    return [one for one in reading.found.values() if one.images]
+
+
+class _Reading:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.found: dict[tuple[int, int], Evolved] = {}
+
+    def take(self, document: object) -> None:
+        if isinstance(document, Proposal):
+            self._proposed(document)
+        elif isinstance(document, Response) and document.usable and document.role in COUNTS:
+            one = self._of(document.stimulus_id)
+            if one is not None and document.stimulus_id in one.images:
+                value = float(one.target.value(np.asarray(document.rate_hz), document.units))
+                if np.isfinite(value):
+                    one.images[document.stimulus_id].values.append(value)
+
+    def _of(self, name: str) -> Evolved | None:
+        said = re.match(r"p(\d+)-(?:t(\d+)-)?(?:g|bet)", name)
+        if said is None:
+            return None
+        phase, number = int(said[1]), int(said[2] or 0)
+        settings = self._config.phases[phase] if phase < len(self._config.phases) else None
+        if not isinstance(settings, EvolvePhase):
+            return None
+        objectives = settings.objectives()  # units that it was proposed stand in no config: they are left out
+        if number >= len(objectives):
+            return None
+        return self.found.setdefault((phase, number), Evolved(phase, objectives[number]))
+
+    def _proposed(self, proposal: Proposal) -> None:
+        if proposal.agent != "evolve":
+            return
+        for stimulus in proposal.stimuli:
+            one = self._of(stimulus.id) if isinstance(stimulus.spec, LatentImage) else None
+            if one is None or stimulus.id in one.images or not isinstance(stimulus.spec, LatentImage):
+                continue
+            row = stimulus.spec.row
+            one.generator = stimulus.spec.generator
+            one.images[stimulus.id] = Image(
+                stimulus.id, proposal.generation, np.array(proposal.latents[row]), np.array(proposal.frames[row])
+            )
+            newest = list(one.images.values())
+            if len(newest) > KEPT_FRAMES:
+                newest[-KEPT_FRAMES - 1].frame = None
+
+
+def saved_codes(start: SavedStart) -> tuple[SavedCodes, ...]:
+    """Return the best codes of each evolution that `start` may mean. Raises ConfigError."""
+    found = evolutions(start.session)
+    phases = {one.phase for one in found}
+    wanted = max(phases, default=-1) if start.phase is None else start.phase - 1
+    chosen = [one for one in found if one.phase == wanted]
+    if not chosen:
+        there = ", ".join(str(p + 1) for p in sorted(phases)) or "none"
+        raise ConfigError(f"start.session {start.session}: no evolution in the phase asked for (there are: {there})")
+    out = []
+    for one in chosen:
+        best = one.best(start.images)
+        if best:
+            means = tuple(float(np.mean(image.values)) for image in best)
+            codes = np.stack([image.code for image in best]).astype("<f4")
+            text = base64.b64encode(codes.tobytes()).decode()
+            ids = tuple(image.stimulus_id for image in best)
+            newest = max(image.generation for image in best)
+            out.append(
+                SavedCodes(
+                    generator=one.generator,
+                    target=one.target.title,
+                    generation=newest,
+                    stimulus_ids=ids,
+                    scores=means,
+                    size=codes.shape[1],
+                    float32_base64=text,
+                )
+            )
+    return tuple(out)
+
+
+def with_saved(config: Config, text: str) -> tuple[Config, str]:
+    """Return config and text with the codes filled in that evolve phases take from other sessions.
+
+    What was taken stands in the session's own config file and log, so that neither a restart nor a replay needs the
+    other session. A config that takes none, or has its codes, is returned as it is. Raises ConfigError.
+    """
+    starts = {
+        k: phase.start
+        for k, phase in enumerate(config.phases)
+        if isinstance(phase, EvolvePhase) and isinstance(phase.start, SavedStart) and not phase.start.codes
+    }
+    if not starts:
+        return config, text
+    raw: dict[str, Any] = yaml.safe_load(text)
+    for k, start in starts.items():
+        try:
+            raw["phases"][k]["start"]["codes"] = [one.model_dump(mode="json") for one in saved_codes(start)]
+        except (ConfigError, OSError) as error:
+            raise ConfigError(f"phases.{k}.start: {error}") from error
+    head = "# The start codes were filled in from other sessions when this was read; comments of the file are lost.\n"
+    filled = head + yaml.safe_dump(raw, sort_keys=False)
+    return parse(filled), filled

@@ -1,0 +1,193 @@
+"""Starting from another day's evolution, and how alike two sessions' images are."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from models.agents import build_from_config
+from models.agents.evolve import Evolve
+from models.server import WANTS, ModelServer
+from rig.cli import app
+from rig.config.evolution import SavedStart
+from rig.config.phases import EvolvePhase
+from rig.config.reading import ConfigError, parse
+from rig.encoding import encode, encode_entry
+from rig.messages import Document, Entry, Envelope, Proposal, Response
+from rig.recording.journal import JournalWriter
+from rig.saved_evolution import evolutions, with_saved
+from rig.similarity import compare, cosine, pixel_correlation, ssim
+from tests.test_snapshot import session_start
+
+CONFIG = """
+seed: {seed}
+sources: [{{type: openephys, photodiode_line: null}}]
+responses: {{units: [u0, u1], baseline: {{kind: none}}}}
+display: {{size_px: [200, 160], width_cm: 16, distance_cm: 30}}
+stimulus: {{size_deg: 4}}
+phases:
+- {{agent: evolve, units: [u1, u0], generations: {generations}, references: 2, generator: {{frequencies: 4}},
+   optimiser: {{type: xdream, preset: plos2020}}{start}}}
+"""
+
+
+def recorded(folder: Path, seed: int, generations: int = 8, start: str = "") -> Path:
+    """Record a session in which unit u1 likes bright upper halves and u0 bright left ones."""
+    folder.mkdir()
+    text = CONFIG.format(seed=seed, generations=generations, start=start)
+    config, text = with_saved(parse(text), text)
+    server = ModelServer(build_from_config(config), 1, 2)
+    writer, seq = JournalWriter(folder / "session.journal", folder.name), 0
+
+    def put(document: Document) -> list[Document]:
+        nonlocal seq
+        seq += 1
+        envelope = Envelope(seq=seq, receipt_host_ns=seq, sender="x", process="x", sender_seq=seq)
+        writer.append(seq, encode_entry(envelope, encode(document)))
+        said = []
+        if document.kind in WANTS:  # type: ignore[attr-defined]
+            said = server.handle(Entry(envelope, document))
+        for one in said:
+            put(one)
+        return said
+
+    put(session_start(config, text))
+    shown = 0
+    while server.work is not None:
+        while not server.work.step():
+            pass
+        (proposal,) = [d for d in put(server.work_done()) if isinstance(d, Proposal)]
+        for slot, planned in enumerate(proposal.plan):
+            stimulus = proposal.stimuli[planned.stimulus]
+            rates = np.array([5.0, 5.0])
+            if stimulus.spec.type == "latent":
+                frame = proposal.frames[stimulus.spec.row].astype(float)
+                half = frame.shape[0] // 2
+                rates = np.array([frame[:, :half].mean() - frame.mean(), frame[:half].mean() - frame.mean()]) + 50
+            put(
+                Response(
+                    presentation=shown, proposal=proposal.proposal, slot=slot, role=planned.role,
+                    stimulus_id=stimulus.id, source="probe", usable=True, reason="", onset_source="none",
+                    onset_sample=None, onset_host_ns=None, onset_uncertainty_ns=None,
+                    onset_host_uncertainty_ns=None, flip_to_edge_ns=None, coverage=1.0, units=("u0", "u1"),
+                    count=rates, baseline=rates * 0, rate_hz=rates,
+                )
+            )  # fmt: skip
+            shown += 1
+    writer.close()
+    (folder / "config.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("days")
+    return recorded(root / "monday", 1), recorded(root / "tuesday", 2)
+
+
+def test_a_session_s_evolutions_are_read_with_codes_pictures_and_scores(days: tuple[Path, Path]) -> None:
+    found = evolutions(days[0])
+    assert [(one.phase, one.target.title) for one in found] == [(0, "u1"), (0, "u0")]
+    for one in found:
+        best = one.best(3)
+        assert all(i.stimulus_id.startswith("p0-t0" if one.target.title == "u1" else "p0-t1") for i in best)
+        mean = np.mean([np.mean(i.values) for i in one.images.values() if i.values])
+        assert np.mean(best[0].values) > mean
+        assert {i.generation for i in one.first(5)} == {0}
+
+
+def test_a_saved_start_is_the_other_session_s_best_codes_and_needs_it_never_again(
+    days: tuple[Path, Path], tmp_path: Path
+) -> None:
+    start = f", start: {{type: saved, session: {days[0]}, images: 6}}"
+    text = CONFIG.format(seed=9, generations=3, start=start)
+    config, filled = with_saved(parse(text), text)
+    again, same = with_saved(parse(filled), filled)
+    assert (again, same) == (config, filled)  # what was taken is in the file
+    phase = config.phases[0]
+    assert isinstance(phase, EvolvePhase)
+    assert isinstance(phase.start, SavedStart)
+    assert [one.target for one in phase.start.codes] == ["u1", "u0"]
+    hidden = filled.replace(str(days[0]), str(tmp_path / "gone"))
+    made = build_from_config(parse(hidden))(0)
+    assert isinstance(made, Evolve)
+    work = made.ask()
+    while not work.step():
+        pass
+    batch = work.result()
+    best = {one.target.title: one.best(6) for one in evolutions(days[0])}
+    for k, title in enumerate(("u1", "u0")):
+        rows = batch.latents[20 * k : 20 * k + 6]
+        assert np.array_equal(rows, np.stack([i.code for i in best[title]]))
+        assert not any((batch.latents[20 * k + 6 : 20 * (k + 1)] == row).all(axis=1).any() for row in rows)
+    raw = base64.b64decode(phase.start.codes[0].float32_base64)
+    assert np.array_equal(np.frombuffer(raw, "<f4").reshape(6, -1)[0], best["u1"][0].code)
+
+
+def test_an_evolution_from_a_saved_start_begins_where_the_other_one_ended(
+    days: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = recorded(tmp_path / "wednesday", 3, 2, f", start: {{type: saved, session: {days[0]}, images: 20}}")
+
+    def mean(folder: Path, generation: int) -> float:
+        one = evolutions(folder)[0]
+        return float(np.mean([np.mean(i.values) for i in one.images.values() if i.generation == generation]))
+
+    assert mean(other, 0) > mean(days[1], 0) + 3
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("session: nowhere", r"phases\.0\.start: nowhere: holds no session\.journal"),
+        ("session: {day}, phase: 3", r"no evolution in the phase asked for \(there are: 1\)"),
+    ],
+)
+def test_a_start_that_is_not_there_is_named(days: tuple[Path, Path], start: str, message: str) -> None:
+    said = start.format(day=days[0])
+    text = CONFIG.format(seed=1, generations=1, start=f", start: {{type: saved, {said}}}")
+    with pytest.raises(ConfigError, match=message):
+        with_saved(parse(text), text)
+
+
+def test_codes_of_another_generator_or_target_are_refused(days: tuple[Path, Path]) -> None:
+    text = CONFIG.format(seed=1, generations=1, start=f", start: {{type: saved, session: {days[0]}}}")
+    _, filled = with_saved(parse(text), text)
+    raw = yaml.safe_load(filled)
+    raw["phases"][0]["generator"] = {"type": "dct", "frequencies": 6}
+    with pytest.raises(ValueError, match=r"phases\.0\.start: the codes of .* \(45 numbers\).*use the same generator"):
+        build_from_config(parse(yaml.safe_dump(raw)))(0)
+    raw = yaml.safe_load(filled)
+    raw["phases"][0]["start"]["target"] = "u7"
+    with pytest.raises(ValueError, match=r"has no evolution of 'u7' \(it has: u1, u0\)"):
+        build_from_config(parse(yaml.safe_dump(raw)))(0)
+
+
+def test_similarity_by_hand() -> None:
+    ramp = np.repeat(np.tile(np.arange(32, dtype=np.uint8) * 7, (32, 1))[:, :, None], 3, axis=2)
+    assert pixel_correlation(ramp, ramp) == pytest.approx(1)
+    assert pixel_correlation(ramp, ramp[:, ::-1]) == pytest.approx(-1)
+    assert np.isnan(pixel_correlation(ramp, ramp * 0))
+    assert ssim(ramp, ramp) == pytest.approx(1)
+    assert ssim(ramp, ramp[:, ::-1]) < 0.6
+    assert cosine(np.array([1, 0], np.float32), np.array([1, 1], np.float32)) == pytest.approx(2**-0.5)
+
+
+def test_two_days_of_the_same_target_are_more_alike_than_their_starts(days: tuple[Path, Path]) -> None:
+    found = {one.target: one for one in compare(evolutions(days[0]), evolutions(days[1]))}
+    assert set(found) == {"u0", "u1"}
+    for one in found.values():
+        assert one.top.pixels > one.start.pixels + 0.1
+        assert one.top.codes is not None
+        assert one.start.codes is not None
+        assert one.top.codes > one.start.codes + 0.1
+        assert one.top.pairs == 25
+    result = CliRunner().invoke(app, ["compare-evolutions", *map(str, days), "--json"])
+    assert result.exit_code == 0, result.output
+    assert {row["target"] for row in json.loads(result.output)} == {"u0", "u1"}
+    result = CliRunner().invoke(app, ["compare-evolutions", str(days[0]), "nowhere"])
+    assert result.exit_code == 2
