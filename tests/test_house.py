@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("rig", "models", "stimuli")
 HEAVY = {
     "torch", "psychopy", "pyglet", "h5py", "pylsl", "zmq", "mss", "matplotlib", "typer", "rich", "skimage", "serial",
-    "pynwb", "hdmf",
+    "pynwb", "hdmf", "scipy",
 }  # fmt: skip
 
 # What each child process may have loaded of the heavy libraries; all others are forbidden to it.
@@ -30,7 +30,7 @@ CHILDREN = {
     "rig.outputs.guardian": set(),
     "rig.view.h5": {"h5py"},
     "rig.animal.__main__": {"zmq", "pylsl", "mss"},
-    "models.__main__": {"zmq", "skimage"},
+    "models.__main__": {"zmq", "skimage", "scipy"},
     "stimuli.render": {"skimage"},
     "rig.cli": {"typer", "rich"},
 }

@@ -130,12 +130,13 @@ class FakeOthers:
 
     gone: int | None = None
     excused: int | None = None
+    away: bool = False
 
     def excuse(self, pid: int) -> None:
         self.excused = pid
 
-    def meet(self) -> None:
-        pass
+    def meet(self) -> bool:
+        return not self.away
 
     def missing(self) -> int | None:
         return self.gone
@@ -311,6 +312,45 @@ def test_a_reward_that_would_come_too_late_is_not_given() -> None:
     assert not desk.valve.begun
     assert "1.5 s after it was asked for" in desk.done["a"].reason
     assert {d.volume_ul for d in desk.done.values()} == {None}
+
+
+def test_a_reward_waits_for_a_process_that_is_away_but_not_until_it_would_be_too_late() -> None:
+    desk = Desk().start()
+    desk.others.away = True
+    desk.take(ask("a"))
+    desk.run(300)
+    assert not desk.valve.begun
+    desk.others.away = False
+    desk.run(300)
+    assert desk.valve.begun == ["a"]
+    desk.others.away = True
+    desk.take(ask("b"))
+    desk.run(1_500)
+    assert len(desk.valve.begun) == 1
+    assert "after it was asked for" in desk.done["b"].reason
+
+
+PARENT = """
+import subprocess, sys
+sleeper = [sys.executable, "-c", "import time; time.sleep(60)", "-m", "rig.sources", "--name", "probe"]
+look = "from rig.outputs.company import Company; c = Company(); [print(c.meet(), flush=True) for _ in sys.stdin]"
+source = subprocess.Popen(sleeper)
+one = subprocess.Popen([sys.executable, "-c", "import sys; " + look], stdin=-1, stdout=-1, text=True)
+def meet():
+    one.stdin.write("?\\n"); one.stdin.flush()
+    return one.stdout.readline().strip()
+print(meet())
+source.kill(); source.wait()
+print(meet())
+source = subprocess.Popen(sleeper)
+print(meet())
+one.stdin.close(); one.wait(); source.kill(); source.wait()
+"""
+
+
+def test_the_company_misses_a_source_that_was_killed_until_its_successor_is_there() -> None:
+    ran = subprocess.run([sys.executable, "-c", PARENT], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.split() == ["True", "False", "True"], ran.stderr
 
 
 def test_at_the_end_what_is_on_ends_and_nothing_begins() -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -99,6 +98,8 @@ def _p_blank(driven: F64, blank: F64) -> float:
         return float("nan")
     if np.ptp(np.concatenate([driven, blank])) == 0:
         return 1.0  # no spike at all, or always as many
+    from scipy import stats  # here and not above: a killed model server that needs no test is back half a second sooner
+
     return float(stats.mannwhitneyu(driven, blank, method="asymptotic").pvalue)
 
 
@@ -107,6 +108,8 @@ def _p_tuned(rows: list[F64]) -> float:
         return float("nan")
     if np.ptp(np.concatenate(rows)) == 0:
         return 1.0
+    from scipy import stats
+
     return float(stats.kruskal(*rows).pvalue)
 
 

@@ -34,8 +34,8 @@ class Line(Protocol):
 class Others(Protocol):
     """What is needed of `rig.outputs.company.Company`."""
 
-    def meet(self) -> None:
-        """Look who is there."""
+    def meet(self) -> bool:
+        """Look who is there; return whether nobody is away who is needed."""
         ...
 
     def excuse(self, pid: int) -> None:
@@ -193,7 +193,9 @@ class Outputs:
             self._answer(Outcome(job.request, False, f"refused: {why}"))
             self._refusals.add(limit, f"{job.request.output}, {job.request.request}: {why}", now)
             return
-        self._others.meet()
+        if not self._others.meet():  # somebody was killed and is not back: it waits, until it would be too late
+            self._rewards.appendleft((job, asked_ns))
+            return
         self._open = True
         valve.begin(job)
 
