@@ -318,11 +318,11 @@ def rewritten(folder: Path, log: list[Entry], start: SessionStart) -> Path:
 def test_what_cannot_be_sent_again_is_refused_with_the_reason(tmp_path: Path, log: list[Entry]) -> None:
     start = log[0].document
     assert isinstance(start, SessionStart)
-    spikes_wire = {**start.config, "sources": [{"type": "spikes_zmq", "name": "probe", "port": 5560}]}
+    lsl = {**start.config, "sources": [{"type": "lsl_counts", "name": "probe", "stream": "counts"}]}
     multiunit = {**start.config, "sources": [{"type": "openephys", "name": "probe", "multiunit": {"channels": [1]}}]}
     origin = Origin(session="older", journal_sha256="0" * 64, made_utc_ns=1, how={})
     cases = {
-        "only Open Ephys": {"config": spikes_wire},
+        "of type lsl_counts; only Open Ephys": {"config": lsl},
         "found in its voltage": {"config": multiunit},
         "derived from older": {"derived_from": origin},
     }

@@ -13,7 +13,9 @@ import argparse
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import zmq
@@ -21,7 +23,8 @@ import zmq
 from rig.animal.openephys_ports import Ports
 from rig.animal.openephys_templates import Template, data_template, spike_template, ttl_template
 from rig.animal.openephys_wire import DATA_ENVELOPE, EVENT_ENVELOPE, TTL, spike_waveform
-from rig.animal.tape_file import TapeError, Tracks, read
+from rig.animal.replayed_zmq import BridgeTrack
+from rig.animal.tape_file import BridgeTracks, TapeError, Tracks, read
 from rig.animal.wire import WireError
 from rig.clock import ReplayTime
 from rig.supervision import child
@@ -38,11 +41,39 @@ SHORTEST_S = 0.0002
 Message = tuple[bytes, bytes, bytes]
 
 
+class Track(Protocol):
+    """One device on its wire."""
+
+    @property
+    def listened(self) -> bool:
+        """Whether somebody has subscribed."""
+        ...
+
+    @property
+    def next_due_ns(self) -> int | None:
+        """When the next message is due, ns; None at the end."""
+        ...
+
+    @property
+    def through_ns(self) -> int | None:
+        """How far the clock may go before whoever listens has asked again, ns; None: as far as it likes."""
+        ...
+
+    def send(self, through_ns: int) -> int:
+        """Send everything that is due up to a time; return how many messages that were."""
+        ...
+
+    def close(self) -> None:
+        """End the wire."""
+        ...
+
+
 class OpenEphysTrack:
     """One device on the Open Ephys wire: data on its port, heartbeats on the next."""
 
     def __init__(self, track: Tracks) -> None:
         """Bind to loopback; raises WireError."""
+        self.through_ns: int | None = None
         self._track, self._at, self._word = track, 0, 0
         self._due = track.columns["due_host_ns"]
         columns = (track.columns[name].tolist() for name in ("kind", "number", "sample", "a", "b"))
@@ -125,7 +156,7 @@ class Orders:
 class Player:
     """Plays all tracks of a tape by one clock."""
 
-    def __init__(self, tracks: list[OpenEphysTrack], time: ReplayTime, orders: Orders, speed: float) -> None:
+    def __init__(self, tracks: Sequence[Track], time: ReplayTime, orders: Orders, speed: float) -> None:
         """`speed` 0: as fast as possible."""
         self._tracks, self._time, self._orders, self._speed = tracks, time, orders, speed
         self._runs_at: float | None = None  # not known: whoever started us set it going
@@ -153,6 +184,11 @@ class Player:
     def _next_due_ns(self) -> int | None:
         return min((due for track in self._tracks if (due := track.next_due_ns) is not None), default=None)
 
+    def _through_ns(self) -> int:
+        """How far the clock may go, ns."""
+        limits = (limit for track in self._tracks if (limit := track.through_ns) is not None)
+        return min([self._orders.through_ns, *limits])
+
     def _send(self) -> None:
         now = self._time.now_ns()
         for track in self._tracks:
@@ -168,7 +204,7 @@ class Player:
 
     def _run_on(self) -> None:
         """Let the clock run, as far as it may, and send what is due."""
-        now, through, due = self._time.now_ns(), self._orders.through_ns, self._next_due_ns()
+        now, through, due = self._time.now_ns(), self._through_ns(), self._next_due_ns()
         if now >= through:
             self._run_at(0.0)
             self._nap(LOOK_S)
@@ -181,7 +217,7 @@ class Player:
 
     def _step_on(self) -> None:
         """Put the clock to the next message and send it, or by a small step on where there is none."""
-        now, through, due = self._time.now_ns(), self._orders.through_ns, self._next_due_ns()
+        now, through, due = self._time.now_ns(), self._through_ns(), self._next_due_ns()
         target = min(now + STEP_NS, through, through if due is None else due)
         if target <= now and (due is None or due > now):
             self._run_at(0.0)
@@ -200,10 +236,13 @@ def main() -> int:
     arguments.add_argument("--clock", type=Path, required=True)
     arguments.add_argument("--speed", type=float, required=True, help="0: as fast as possible")
     options = arguments.parse_args()
-    tracks: list[OpenEphysTrack] = []
+    tracks: list[Track] = []
     time = ReplayTime(options.clock)
     try:
         for track in read(options.tape):
+            if isinstance(track, BridgeTracks):
+                tracks.append(BridgeTrack(track, time, still=options.speed != 1.0))
+                continue
             if track.wire != "openephys":
                 raise TapeError(f"{options.tape}: no player for the wire {track.wire!r}")
             tracks.append(OpenEphysTrack(track))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 
 from rig.clock import Clock, ReplayTime
@@ -36,6 +37,7 @@ from rig.replay.records import ReplayError
 from rig.replay.stand_in import StandIn
 from rig.replay.wire_compare import Compared, compare
 from rig.replay.wire_recording import COMPARED, Recording, load
+from rig.replay.wire_tape_zmq import BridgeTape
 from rig.supervision.processes import Child, SessionFailed, wait_ready
 from rig.timing import drain_s
 
@@ -43,6 +45,9 @@ WANTS = frozenset({"proposal", "model_updated", "phase_ended", "continuity"})
 EARLY_NS = 120_000_000_000  # recorder and model server start so long before the first message, by the replayed clock
 SOURCES_NS = 2_500_000_000  # and the sources: a source gives up after 4 s without a message
 SLACK_NS = 50_000_000  # the clock may run ahead of the next document of the rig by this
+CREEP = 10  # while it stands for a proposal it goes on by a tenth of real time, in case that hangs on a moment more,
+CREEP_NS = 1_000_000_000  # at most by this
+GIVE_UP_NS = 120_000_000_000  # real time; a proposal that has not come then will not
 AHEAD_NS = 400_000_000  # and by this of what the recorder journalled last from every device
 LAST_WORDS_NS = 3_000_000_000
 LINGER_NS = 3_000_000_000  # after the last entry of a recording that was not closed in order
@@ -79,16 +84,30 @@ def _wired(recording: Recording) -> tuple[str, dict[str, int]]:
     config: dict[str, Any] = json.loads(json.dumps(recording.start.config))
     for source in config["sources"]:
         ports[source["name"]] = source["port"] = free_port(2)
-        source["host"], source["http_port"] = "127.0.0.1", None
+        source["host"] = "127.0.0.1"
+        if "http_port" in source:
+            source["http_port"] = None
     head = f"# Replay over the wire of {recording.start.session}: its config, with the devices on this computer.\n"
     return head + yaml.safe_dump(config, sort_keys=False, allow_unicode=True), ports
 
 
 def _write_tape(path: Path, recording: Recording, ports: dict[str, int]) -> None:
     """Write the tape; the format is described in rig/animal/tape_file.py."""
-    devices, arrays = [], {}
+    devices: list[dict[str, Any]] = []
+    arrays: dict[str, npt.NDArray[Any]] = {}
     for k, source in enumerate(recording.config.sources):
         tape = recording.tapes[source.name]
+        if isinstance(tape, BridgeTape):
+            devices.append({"wire": tape.wire, "name": source.name, "port": ports[source.name], "stream": "",
+                            "units": [], "rate_hz": tape.rate_hz, "runs": list(tape.runs),
+                            "present": tape.clock.present})  # fmt: skip
+            for name in ("due_host_ns", "message_end", "frame_end", "content"):
+                arrays[f"{k}_{name}"] = getattr(tape, name)
+            clock = tape.clock
+            arrays |= {f"{k}_clock_run": clock.run, f"{k}_clock_host_ns": clock.host_ns,
+                       f"{k}_clock_sample": clock.sample, f"{k}_mute_ns": clock.mute_ns,
+                       f"{k}_told": clock.told}  # fmt: skip
+            continue
         stream = getattr(source, "stream", None) or "ProbeA-AP"
         devices.append({"wire": "openephys", "name": source.name, "port": ports[source.name], "stream": stream,
                         "units": list(tape.units)})  # fmt: skip
@@ -96,7 +115,7 @@ def _write_tape(path: Path, recording: Recording, ports: dict[str, int]) -> None
             arrays[f"{k}_{name}"] = getattr(tape, name)
     head = json.dumps({"version": 1, "devices": devices}).encode()
     with path.open("wb") as file:
-        np.savez(file, head=np.frombuffer(head, dtype=np.uint8), **arrays)
+        np.savez(file, allow_pickle=False, head=np.frombuffer(head, dtype=np.uint8), **arrays)
 
 
 def _prepare(recording: Recording, out: Path, text: str, speed: float, clock: Clock) -> None:
@@ -133,6 +152,7 @@ class WireReplay:
         self._heard: dict[str, int] = {}  # source: replayed host time at which its newest Continuity was journalled
         self.held_ns = 0
         self._waiting_since_ns: int | None = None
+        self._stood_ns = 0  # for how long it has stood for the proposal that it stands for now, real time
         self._tape_over_ns: int | None = None  # real time at which the clock was first allowed to its end
 
     def _start(self, name: str, module: str, *arguments: str) -> Child:
@@ -212,6 +232,11 @@ class WireReplay:
         real_ns = self._clock.now_ns()
         if self._waiting_since_ns is not None:
             self.held_ns += real_ns - self._waiting_since_ns
+            self._stood_ns += real_ns - self._waiting_since_ns
+            if self._stood_ns > GIVE_UP_NS:
+                raise SessionFailed(_no_proposal(stand_in))
+        else:
+            self._stood_ns = 0
         self._waiting_since_ns = real_ns if stand_in.waits(now_ns) else None
 
     def _allow(self, player: Child, stand_in: StandIn) -> None:
@@ -219,7 +244,8 @@ class WireReplay:
         heard = [self._heard.get(name, self._recording.first_ns) for name in self._recording.tapes]
         through_ns = min(heard) + AHEAD_NS
         if stand_in.next_due_ns is not None:
-            through_ns = min(through_ns, stand_in.next_due_ns + SLACK_NS)
+            creep_ns = min(self._stood_ns // CREEP, CREEP_NS)
+            through_ns = min(through_ns, stand_in.next_due_ns + SLACK_NS + creep_ns)
         if (tape_end_ns := self._recording.tape_end_ns) <= through_ns and self._last_words():
             through_ns = tape_end_ns  # beyond it the devices would seem silent
         if through_ns > self._told_ns:
@@ -275,6 +301,14 @@ class _Peers:
         for name, line in self.lines.items():
             if not line.flush(STOP_S):
                 raise SessionFailed(f"{line.unacked} documents of {name} were not journalled\n  cure: see the logs")
+
+
+def _no_proposal(stand_in: StandIn) -> str:
+    found = "; ".join([*stand_in.different[:3], *stand_in.missing()])
+    return (
+        f"the recording goes on with a proposal that the model server has not made in {GIVE_UP_NS * 1e-9:g} s ({found})"
+        "\n  cure: replay with the program that recorded it; --verify shows where this one decides otherwise"
+    )
 
 
 def new_faults(recorded: list[Document], replayed: list[Document]) -> list[str]:

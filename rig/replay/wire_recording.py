@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rig.config.session import Config
-from rig.config.sources import OpenEphysSource
+from rig.config.sources import AnySource, OpenEphysSource, SpikesWireSource, TracesWireSource
 from rig.encoding import BadDocument
 from rig.messages import (
     ClockSample,
@@ -21,12 +21,15 @@ from rig.messages import (
     Response,
     SessionStart,
     SpikeBlock,
+    TraceBlock,
+    UnitList,
 )
 from rig.replay.records import Log, ReplayError
 from rig.replay.stand_in import Recorded
 from rig.replay.wire_tape import NotReplayable, Tape, openephys_tape
+from rig.replay.wire_tape_zmq import BridgeTape, zmq_tape
 
-TAPED = (SpikeBlock, EdgeBlock, ClockSample, Continuity)
+TAPED = (SpikeBlock, TraceBlock, UnitList, EdgeBlock, ClockSample, Continuity)
 COMPARED = (Response, Fault)
 
 
@@ -38,7 +41,7 @@ class Recording:
     start: SessionStart
     config: Config
     recorded: Recorded
-    tapes: dict[str, Tape]
+    tapes: dict[str, Tape | BridgeTape]
     responses: list[Document]  # and faults
     rate_hz: float  # samples per s of the scored device
     last_ns: int  # host time of the last entry
@@ -76,6 +79,8 @@ def load(folder: Path) -> Recording:
             devices.append(entry)
         elif isinstance(document, COMPARED):
             compared.append(document)
+            if entry.envelope.sender in sources:  # what it says of its device's clock
+                devices.append(entry)
         elif isinstance(document, ProcessStarted):
             boots.add(document.boot_id)
             starts += document.name == config.neural.name
@@ -84,12 +89,20 @@ def load(folder: Path) -> Recording:
     if len(boots) > 1:
         raise ReplayError(f"{folder} goes on over a reboot, so it has no one host clock; replay it with --verify")
     try:
-        tapes = {name: openephys_tape(devices, name) for name in sorted(sources)}
+        tapes = {source.name: _tape(devices, source) for source in sorted(config.sources, key=lambda s: s.name)}
     except NotReplayable as error:
         raise ReplayError(f"{folder}: {error}") from error
     return Recording(
         folder, first.document, config, recorded, tapes, compared, rate_hz, last_ns, log.closed, starts > 1
     )
+
+
+def _tape(devices: list[Entry], source: AnySource) -> Tape | BridgeTape:
+    if isinstance(source, SpikesWireSource):
+        return zmq_tape(devices, source.name, "spikes")
+    if isinstance(source, TracesWireSource):
+        return zmq_tape(devices, source.name, "traces")
+    return openephys_tape(devices, source.name)
 
 
 def _decoded(log: Log) -> Iterator[Entry]:
@@ -112,10 +125,12 @@ def _refused(folder: Path, start: SessionStart) -> Config:
         )
     config = Config.model_validate(start.config)
     for source in config.sources:
+        if isinstance(source, SpikesWireSource | TracesWireSource):
+            continue
         if not isinstance(source, OpenEphysSource):
             raise ReplayError(
                 f"{folder}: the source {source.name!r} is of type {source.type}; only Open Ephys traffic (type "
-                "openephys) can be sent again over the wire so far: use --verify"
+                "openephys) and the open wires (spikes_zmq, traces_zmq) can be sent again: use --verify"
             )
         if source.multiunit is not None:
             raise ReplayError(
