@@ -243,6 +243,7 @@ def test_the_config_of_these_tests_is_valid() -> None:
     assert isinstance(parse(config_text(5600)), Config)
 
 
+@pytest.mark.alone
 def test_a_frozen_server_is_away_and_comes_back(far: Far, tmp_path: Path) -> None:
     """A real `stimloop model`, stopped: its sockets take what is sent, and nothing comes."""
     command = [sys.executable, "-m", "rig.cli", "model", "--connect", far.hub.remote_endpoint]
