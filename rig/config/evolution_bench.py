@@ -30,7 +30,7 @@ class BenchUnit(Part):
     session: str | None = Field(default=None, description="Recording session of the compact model (v4).")
     layer: int = Field(default=7, ge=0, le=15, description="Block of the network that is read out (deep).")
     center: float = Field(default=0.0, description="Mean raw output over the natural images (deep), relative.")
-    spread: float = Field(default=1.0, gt=0, description="Spread (sd) of the raw output over the natural images (deep).")
+    spread: float = Field(default=1.0, gt=0, description="Spread (sd) of the raw output over natural images (deep).")
     a: float = Field(default=1.0, description="rate = softplus(a output + b); not used by v1.")
     b: float = Field(default=0.0, description="See a.")
     natural_mean: float = Field(default=0.0, description="Mean rate over the natural images.")
