@@ -3,7 +3,6 @@
 It joins the rig with the models and the simulated animal; every heavy import happens inside the command that needs it.
 """
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from rig.config.subject import Subject, lacking
 from rig.export.commands import export
 from rig.generator_sheet import add_generator
 from rig.links.keys_commands import keys_app
+from rig.log_commands import SessionFolder, clocks, die, existing, journal, recover
 from rig.replay.commands import add_replay
 from rig.saved_evolution import with_saved
 from rig.similarity import EXAMPLE as COMPARE_EXAMPLE
@@ -51,7 +51,6 @@ app.command("compare-evolutions", help=COMPARE_EXAMPLE)(compare_evolutions)
 console = Console()
 errors = Console(stderr=True)
 ConfigFile = Annotated[Path, typer.Argument(help="Config file of the session, YAML.")]
-SessionFolder = Annotated[Path, typer.Argument(help="Session folder, for example sessions/2026-11-21-demo.")]
 Sessions = Annotated[Path, typer.Option("--sessions", help="Folder in which sessions are kept.")]
 
 
@@ -60,27 +59,14 @@ def _on_our_own_clock() -> None:
     try:
         replayed()
     except StrayReplayClock as error:
-        raise _die(error) from error
-
-
-def _die(message: object) -> typer.Exit:
-    errors.print(f"[bold red]error[/] {message}", highlight=False, soft_wrap=True)
-    return typer.Exit(2)
+        raise die(error) from error
 
 
 def _config(path: Path) -> tuple[Config, str]:
     try:
         return with_saved(*load(path))
     except ConfigError as error:
-        raise _die(error) from error
-
-
-def _existing(folder: Path) -> Path:
-    if not (folder / "session.journal").exists():
-        raise _die(
-            f"{folder} holds no session.journal; give the folder of a session, for example sessions/<date>-<name>"
-        )
-    return folder
+        raise die(error) from error
 
 
 @app.command()
@@ -102,10 +88,10 @@ def run(
         _resume(resume, config)
         return
     if config is None:
-        raise _die("give the config file of a session, or --resume and the folder of one that was broken off")
+        raise die("give the config file of a session, or --resume and the folder of one that was broken off")
     settings, text = _config(config)
     if settings.subject == Subject():
-        raise _die(f"{config}: subject: missing; name the animal (id, species), or use `stimloop demo --config`")
+        raise die(f"{config}: subject: missing; name the animal (id, species), or use `stimloop demo --config`")
     if missing := lacking(settings.model_dump(mode="json")):
         console.print(f"exports will lack: {', '.join(missing)} (docs/export.md)", highlight=False, soft_wrap=True)
     try:
@@ -114,7 +100,7 @@ def run(
         console.print(f"session folder [bold]{folder}[/]", soft_wrap=True)
         reason = run_session(folder, settings, False, clock, console)
     except (SessionFailed, OSError) as error:
-        raise _die(error) from error
+        raise die(error) from error
     console.print(f"session {reason}; log {folder / 'session.journal'}, data {folder / 'session.h5'}", soft_wrap=True)
     _write_report(folder)
 
@@ -125,11 +111,11 @@ def _resume(folder: Path, config: Path | None) -> None:
     from rig.supervision.resume import resume
 
     if config is not None:
-        raise _die(f"{config}: a resumed session goes on with its own config; leave this argument out")
+        raise die(f"{config}: a resumed session goes on with its own config; leave this argument out")
     try:
         reason = resume(folder, HostClock(), console)
     except (SessionFailed, ConfigError, NoScreen, OSError) as error:
-        raise _die(error) from error
+        raise die(error) from error
     console.print(f"session {reason}; log {folder / 'session.journal'}, data {folder / 'session.h5'}", soft_wrap=True)
     _write_report(folder)
 
@@ -154,7 +140,7 @@ def animal(
         pictures = np.stack([bank.image(name, 112, 112) for name in bank.names])
         population = build_for(settings, pictures)
     except ConfigError as error:
-        raise _die(f"{config}: {error}") from error
+        raise die(f"{config}: {error}") from error
     raise typer.Exit(run_animal(settings, truth, population, stop))
 
 
@@ -173,10 +159,10 @@ def demo(
     try:
         folder, ok = run_demo(settings, text, sessions, HostClock(), console)
     except (SessionFailed, NoScreen, OSError) as error:
-        raise _die(error) from error
+        raise die(error) from error
     _write_report(folder)
     if not ok:
-        raise _die("the demo ran to its end but did not reach its goals; see the lines above")
+        raise die("the demo ran to its end but did not reach its goals; see the lines above")
 
 
 def _model_side() -> "ModelSide":
@@ -284,7 +270,7 @@ def model(
     for given in bank or ():
         name, _, folder = given.partition("=")
         if not folder:
-            raise _die(f"--bank {given}: write NAME=FOLDER")
+            raise die(f"--bank {given}: write NAME=FOLDER")
         banks[name] = Path(folder)
 
     def say(line: str) -> None:
@@ -295,13 +281,13 @@ def model(
         with threadpool_limits(1):  # as the supervisor gives it to a model server beside it
             serve(connect, client_keys(keys), snapshots, banks, HostClock(), say)
     except (KeysError, NotPrivate, NotWelcome, NoBank, ValueError) as error:
-        raise _die(error) from error
+        raise die(error) from error
 
 
 @app.command()
 def report(folder: SessionFolder) -> None:
     """Write figures and a self-contained HTML report of a session."""
-    _write_report(_existing(folder))
+    _write_report(existing(folder))
 
 
 @app.command()
@@ -321,85 +307,9 @@ def check(config: ConfigFile) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
-def clocks(
-    folder: SessionFolder,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    barcodes: Annotated[int | None, typer.Option("--barcodes", help="0-based TTL line that carries barcodes.")] = None,
-) -> None:
-    """Fit every device's clock again, from both sides, and compare with the map that the session used."""
-    import json
-
-    from rig.clocks.barcodes import BarcodeFormat
-    from rig.clocks.clockfit import KINDS_NEEDED, compare_barcodes, figures, photodiode_lags, runs_of
-    from rig.recording.journal import read_all
-
-    entries = read_all(_existing(folder) / "session.journal", KINDS_NEEDED)
-    runs = runs_of(entries)
-    found = {
-        "rows": [figures(run) for run in runs],
-        "photodiode": photodiode_lags(runs, entries),
-        "barcodes": [] if barcodes is None else compare_barcodes(runs, barcodes, BarcodeFormat()),
-    }
-    for row in (*found["rows"], *found["photodiode"], *found["barcodes"]):
-        line = "  ".join(f"{k}={v}" for k, v in row.items() if k != "warnings")
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-        for warning in row.get("warnings", ()):
-            errors.print(f"[yellow]warning[/] {row['source']}: {warning}", highlight=False, soft_wrap=True)
-    if not runs:
-        raise _die(f"{folder}: the journal holds no clock pairs; no device was connected")
-    if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-@app.command()
-def recover(folder: SessionFolder) -> None:
-    """Rebuild session.h5 from the journal, also from one that was torn by a kill or a power loss.
-
-    Example: stimloop recover sessions/2026-11-21-demo
-    """
-    from rig.recording.recover import recover as rebuild
-    from rig.view.session_file import NoRoom
-
-    try:
-        said = rebuild(_existing(folder))
-    except NoRoom as error:
-        _die(f"{error}; free space there. The journal is as it was")
-        sys.stderr.flush()
-        os._exit(2)  # HDF5 may hold a file that it cannot close
-    except OSError as error:
-        raise _die(f"{folder}: {error}; the journal is as it was") from error
-    for line in said:
-        console.print(line, highlight=False, soft_wrap=True)
-
-
-@app.command()
-def journal(
-    folder: SessionFolder,
-    kind: Annotated[str | None, typer.Option("--kind", help="Only documents of this kind.")] = None,
-    limit: Annotated[int, typer.Option("--limit", help="At most so many lines.")] = 1000,
-) -> None:
-    """List a session's journal: one JSON object a line; long arrays and pictures are given by their shape."""
-    from rig.encoding import summary
-    from rig.messages import (
-        DOCUMENT_TYPES,
-    )
-    from rig.recording.journal import JournalReader
-
-    if kind is not None and kind not in DOCUMENT_TYPES:
-        raise _die(f"no documents of kind {kind!r}; there are: {', '.join(sorted(DOCUMENT_TYPES))}")
-    reader = JournalReader(_existing(folder) / "session.journal", None if kind is None else frozenset({kind}))
-    count = 0
-    while entries := reader.read(final=True):
-        for entry in entries:
-            count += 1
-            if count <= limit:
-                print(summary(entry))
-    if count > limit:
-        errors.print(f"{count - limit} more; use --limit {count}")
-    if reader.damaged_bytes or reader.bad_records:
-        errors.print(f"{reader.damaged_bytes} damaged bytes, {reader.bad_records} unreadable records")
-    reader.close()
+app.command()(clocks)
+app.command()(recover)
+app.command()(journal)
 
 
 def main() -> None:
