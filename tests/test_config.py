@@ -1,5 +1,7 @@
 """Configs: the shipped ones are valid and explained; each mistake gets the message that mends it."""
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+import rig.config
 from rig.config.part import Part
 from rig.config.reading import ConfigError, load, parse
 from rig.config.session import Config
@@ -15,6 +18,11 @@ ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 BAD = sorted((ROOT / "tests" / "bad_configs").glob("*.yaml"))
 SMALLEST = 'sources: [{type: openephys}]\nresponses: {units: ["a"]}\nphases: [{agent: present}]\n'
+
+
+# Every module, so that the list of parts is the same whichever tests were collected before this one.
+for _module in pkgutil.iter_modules(rig.config.__path__, "rig.config."):
+    importlib.import_module(_module.name)
 
 
 def all_parts(part: type[BaseModel] = Part) -> set[type[BaseModel]]:

@@ -31,10 +31,10 @@ class BenchUnit(Part):
     layer: int = Field(default=7, ge=0, le=15, description="Block of the network that is read out (deep).")
     center: float = Field(default=0.0, description="Mean raw output over the natural images (deep), relative.")
     spread: float = Field(default=1.0, gt=0, description="Spread (sd) of the raw output over natural images (deep).")
-    a: float = Field(default=1.0, description="rate = softplus(a output + b); not used by v1.")
-    b: float = Field(default=0.0, description="See a.")
-    natural_mean: float = Field(default=0.0, description="Mean rate over the natural images.")
-    natural_best: float = Field(default=0.0, description="Highest rate of a natural image.")
+    a: float = Field(default=1.0, description="Relative: rate = softplus(a output + b), counts; not used by v1.")
+    b: float = Field(default=0.0, description="The b of that equation, a relative number.")
+    natural_mean: float = Field(default=0.0, description="Mean rate over the natural images, counts of 1 presentation.")
+    natural_best: float = Field(default=0.0, description="Highest rate of a natural image, counts of 1 presentation.")
     natural_rates: tuple[float, ...] = Field(
         default=(), description="Rates of natural images at even steps from the weakest to the best: the references."
     )
