@@ -25,6 +25,7 @@ from stimuli.search.optimiser import Asked, Nominee, Scores
 F64 = npt.NDArray[np.float64]
 BACKGROUND = 128
 DRIFT_WINDOW = 50.0  # presentations
+CENTER_EVERY = 5  # generations between points of the curve of the search's centre: its picture must be decoded for it
 
 
 def run(spec: BenchRun, now_ns: Callable[[], int]) -> dict[str, Any]:
@@ -87,12 +88,15 @@ class Evolution:
         _, tell_ms = self._timed(lambda: self._optimiser.tell(self._corrected(told)))
         if self._curve:  # the first ask makes no update
             self._update_ms.append(ask_ms + tell_ms)
-        self._curve.append((self.presentations, self._true_rate(self._nominee()), self._center_rate()))
+        center = self._center_rate() if len(self._curve) % CENTER_EVERY == 0 else None
+        self._curve.append((self.presentations, self._true_rate(self._nominee()), center))
         return True
 
     def row(self) -> dict[str, Any]:
         """Return the result, of the optimiser as the last `ask` left it: updated with all that it was told."""
-        spec, nominee = self.spec, self._nominee()
+        spec, nominee, center = self.spec, self._nominee(), self._center_rate()
+        if self._curve:
+            self._curve[-1] = (*self._curve[-1][:2], center)
         return {
             "unit": spec.unit.name,
             "generator": spec.label,
@@ -107,7 +111,7 @@ class Evolution:
             "true_best": self._true_rate(nominee),
             "estimate": nominee.estimate,
             "measurements": nominee.measurements,
-            "true_center": self._center_rate(),
+            "true_center": center,
             "best_shown": max(self._true.values()),
             "update_ms": float(np.median(self._update_ms)) if self._update_ms else None,
             "curve": self._curve,

@@ -6,6 +6,7 @@ the figures. What computes (neurons, generators, optimisers) comes in as an `Evo
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -28,6 +29,14 @@ Say = Callable[[str], None]
 ROWS = "rows.jsonl"
 BROKEN = (ValueError, RuntimeError, ArithmeticError, AssertionError, MemoryError)  # a run's own: the others go on
 REPORT_NS = 20_000_000_000
+# Of the processes that compute. NumPy's own threads in several processes wait for each other (2.7 times as long on two
+# cores), and memory that goes back to the system after every layer costs as much again as the layer.
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+}
 
 
 @dataclass(frozen=True)
@@ -193,10 +202,7 @@ def compute(
 
 
 def _computed(specs: Iterator[BenchRun], side: EvolveSide, workers: int) -> Iterator[dict[str, Any]]:
-    if workers == 1:
-        for spec in specs:
-            yield one_run(side.run, spec)
-        return
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         # Not all at once: what was not begun when the time is up must not be computed.
         open_runs: set[Future[dict[str, Any]]] = set()
