@@ -202,6 +202,10 @@ def compute(
 
 
 def _computed(specs: Iterator[BenchRun], side: EvolveSide, workers: int) -> Iterator[dict[str, Any]]:
+    if workers == 1:
+        for spec in specs:
+            yield one_run(side.run, spec)
+        return
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         # Not all at once: what was not begun when the time is up must not be computed.
