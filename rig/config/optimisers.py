@@ -110,7 +110,7 @@ class NoiseAware(Part):
         default=50.0, gt=0, lt=90, description="How far from the centre codes lie under noise, and at first."
     )
     least_angle_deg: float = Field(
-        default=15.0, gt=0, lt=90, description="How far they lie at last when responses are reliable."
+        default=5.0, gt=0, lt=90, description="How far they lie at last when responses are reliable."
     )
     remeasured: int = Field(
         default=1, ge=0, le=20, description="Of each generation, promising codes that are shown again."

@@ -19,9 +19,10 @@ half of single noisy scores in small steps. Here
    they learn as much from 20 codes as log weights of the best half from 40.
 3. Step k = sqrt(f / T), T generations measured so far, at most `MEMORY`, f the measured part of this one: all
    generations weigh the same in c, as in the Bayesian estimate of a direction that stays; the longer the search, the
-   shorter the step.
-   The angle narrows from theta_0 to theta_1 as far as responses are reliable, r being the part of the variance over a
-   generation that repeats show to be no noise: theta = theta_0 (theta_1 / theta_0)^min(1, sum f r^2 / `NARROWING`).
+   shorter the step. The angle narrows as far as responses are reliable, and the step with it: r being the part of the
+   variance over a generation that repeats show to be no noise,
+
+       theta = theta_0 a,      k = sqrt(f a / T),      a = (theta_1 / theta_0)^min(1, sum f r^2 / `NARROWING`).
 4. The length of codes follows the same way, within a factor `norm_range` of the prior's: codes differ by small random
    factors exp(spread x), and log R <- forget log R + rate sum q x / |q|.
 5. Rows of the newest three generations are kept open: a late score changes the step it belongs to as if it had been in
@@ -45,8 +46,9 @@ from stimuli.search.shrinkage import Beliefs, normal_scores
 KEPT_OPEN = 3  # generations whose steps can still change
 LEAST_MEASURED = 4  # fewer make no direction
 CONVINCING = 4  # measurements
+CLEARLY = 3  # standard errors
 MEMORY = 100.0  # generations that count: what a neuron wants may change from one hour to the next
-NARROWING = 60.0  # wholly reliable generations until the angle is at its least
+NARROWING = 45.0  # wholly reliable generations until the angle is at its least
 NORM_SPREAD = 0.1  # sd of the log of a code's length within a generation
 NORM_RATE = 0.05
 NORM_KEPT = 0.95  # of log R from one generation to the next: without evidence it goes back to the prior's
@@ -60,7 +62,7 @@ class NoiseAwareSettings:
     """Codes per generation, with the centre and what is measured again."""
     angle_deg: float = 50.0
     """theta_0: how far from the centre codes lie under noise, and at first."""
-    least_angle_deg: float = 15.0
+    least_angle_deg: float = 5.0
     """theta_1: how far they lie at last when responses are reliable."""
     remeasured: int = 1
     """Rows of each generation for promising codes of earlier ones, besides the centre."""
@@ -180,8 +182,8 @@ class NoiseAware:
     def nominate(self, count: int) -> list[Nominee]:
         """Return the newest centre, then other codes by estimate; of the centres only that one, which knows most.
 
-        A code goes before it when repeats say so: `CONVINCING` or more, with a mean three standard errors above: many
-        were measured again.
+        A code goes before it when repeats say so: `CONVINCING` or more, with an estimate `CLEARLY` standard errors
+        above that of the centre, whose own error counts too: many were measured again.
         """
         newest = self._beliefs.newest_center
         out = []
@@ -191,10 +193,11 @@ class NoiseAware:
                 out.append(Nominee(code_id, code, estimate, error, measurements))
         noise = self._beliefs.noise or 0.0
         level = next((n.estimate for n in out if n.code_id == newest), -np.inf)
+        behind_it = self._beliefs.center_measurements
 
         def place(n: Nominee) -> tuple[int, float]:
-            careful = n.estimate - 3 * np.sqrt(noise / max(n.measurements, 1))
-            ahead = n.measurements >= CONVINCING and careful > level
+            error = np.sqrt(noise / max(n.measurements, 1) + noise / max(behind_it, 1))
+            ahead = n.measurements >= CONVINCING and n.estimate - CLEARLY * error > level
             return (0 if ahead else 1 if n.code_id == newest else 2), -n.estimate
 
         return sorted(out, key=place)[:count]
@@ -244,11 +247,16 @@ class NoiseAware:
         if not track.direction.any():
             track.direction = gradient
             return
-        direction = track.direction + np.sqrt(fraction / track.effort) * gradient
+        step = np.sqrt(fraction / track.effort * self._narrowing(track))
+        direction = track.direction + step * gradient
         track.direction = direction / np.linalg.norm(direction)
         slope = float(weights @ generation.lengths[rows]) / float(np.linalg.norm(weights))
         bound = np.log(self.settings.norm_range)
         track.log_norm = float(np.clip(NORM_KEPT * track.log_norm + NORM_RATE * slope, -bound, bound))
+
+    def _narrowing(self, track: Track) -> float:
+        """Return a: 1 under noise, theta_1 / theta_0 after many reliable generations."""
+        return float((self.settings.least_angle_deg / self.settings.angle_deg) ** (track.narrowed / NARROWING))
 
     def _draw(self, track: Track) -> Asked:
         again = self._promising()
@@ -258,15 +266,13 @@ class NoiseAware:
         directions -= np.outer(directions @ center, center)
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         lengths = self.rng.standard_normal(fresh) if self.settings.norm_range > 1 else np.zeros(fresh)
-        angle = self.settings.angle_deg * (self.settings.least_angle_deg / self.settings.angle_deg) ** (
-            track.narrowed / NARROWING
-        )
+        angle = self.settings.angle_deg * self._narrowing(track)
         theta = np.float32(np.deg2rad(angle))
         typical = float(np.sqrt(len(center)) * np.exp(track.log_norm))
         radius = (typical * np.exp(NORM_SPREAD * lengths)).astype(np.float32)
         z = radius[:, None] * (np.cos(theta) * center + np.sin(theta) * directions)
         parents = tuple(self._open[-1].ids)
-        figures = {"norm": float(np.exp(track.log_norm)), "angle_deg": float(angle)}
+        figures = {"norm": float(np.exp(track.log_norm)), "angle_deg": angle}
         self._center = typical * track.direction
         middle = self._archive.add(self._space.codes(self._center[None]), [Origin(parents, "centre", figures)])
         self._beliefs.center(middle[0])

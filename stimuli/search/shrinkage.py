@@ -5,10 +5,11 @@ noise of variance s2. After n measurements of mean y, belief is the posterior (E
 
     mean = m_t + r (y - m_t),      variance = v_t (1 - r),      r = v_t / (v_t + s2 / n).
 
-m_t: mean over the generation. v_t: what is left of the variance over the generation's codes without noise. s2: from
-differences between measurements of the same image; the newest count most, because the noise of counts grows with the
-rate. A centre has no peers but its neighbours in time: its m is the mean score of the centres around it, its v the
-variance of their true differences.
+m_t: mean over the generation. v_t: what is left of the variance over the generation's codes without noise, a tenth of
+it at least: there always is some difference, and a code must be able to prove it. s2: from differences between
+measurements of the same image; the newest count most, because the noise of counts grows with the rate. It comes out too
+large rather than too small, as lucky codes are measured again more often than others. A centre has no peers but its
+neighbours in time: its m is the mean score of the centres around it, its v the variance of their true differences.
 """
 
 from bisect import bisect_right
@@ -22,6 +23,7 @@ NOISE_KEPT = 0.97  # weight of older differences when one comes in: the newest 3
 LEAST_DIFFERENCES = 5  # before, all of a generation's variance is taken for noise
 NEIGHBOURS = 4  # centres on either side
 CENTER_SPREAD = 0.05  # sd of true differences between neighbouring centres, relative to that within a generation
+LEAST_TRUE = 0.1  # part of the variance over a generation that is taken for no noise, whatever repeats say
 HELD = 400  # codes whose sums are kept
 
 
@@ -75,6 +77,11 @@ class Beliefs:
         """Identity of the newest centre; None before there is one."""
         return self._centers[-1] if self._centers else None
 
+    @property
+    def center_measurements(self) -> float:
+        """Measurements behind the estimate of the newest centre: those of its neighbours count too."""
+        return self._near(self._centers[-1])[0] if self._centers else 0.0
+
     def is_center(self, code_id: int) -> bool:
         """Return whether a code was the centre of a generation, as far as that is remembered."""
         return code_id in self._centers
@@ -95,7 +102,7 @@ class Beliefs:
         count, total, _ = self._sums.get(code_id, [0.0, 0.0, 0.0])
         middle, variance = self._prior(code_id)
         noise = self.noise
-        between = 0.0 if noise is None else max(variance - noise, 0.0)
+        between = 0.0 if noise is None else max(variance - noise, LEAST_TRUE * variance)
         if self.is_center(code_id):
             middle, between = self._around(code_id, middle), CENTER_SPREAD**2 * variance
         within = (variance if noise is None else noise) / max(count, 1.0)
@@ -144,10 +151,14 @@ class Beliefs:
         return self._peers[at][1:]
 
     def _around(self, code_id: int, otherwise: float) -> float:
+        count, total = self._near(code_id)
+        return total / count if count else otherwise
+
+    def _near(self, code_id: int) -> tuple[float, float]:
+        """Return number and sum of the measurements of a centre and its neighbours in time."""
         at = self._centers.index(code_id)
         near = [self._sums[k] for k in self._centers[max(0, at - NEIGHBOURS) : at + NEIGHBOURS + 1] if k in self._sums]
-        count = sum(s[0] for s in near)
-        return sum(s[1] for s in near) / count if count else otherwise
+        return sum(s[0] for s in near), sum(s[1] for s in near)
 
     def _forget(self) -> None:
         """Drop what is believed worst of the older half."""
