@@ -1,7 +1,8 @@
-"""Ground-truth neurons of the simulated animal: V1 cells whose every parameter is known, or published V4 models.
+"""Ground-truth neurons of the simulated animal: cells whose every parameter is known, or published models.
 
 `rig.cli` builds a population and gives it to the animal; benches ask the same population for the true response to any
-image. No noise here: that is the animal's. V1 needs numpy alone; V4 loads torch (models.truth_v4) when asked for.
+image. No noise here: that is the animal's. V1 Gabor cells are here, cells that are no Gabors in models.truth_shapes
+(numpy alone); published models of V4 (models.truth_v4) and mouse V1 (models.truth_twin) load torch when asked for.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from stimuli.geometry import Rect, image_rect
 from stimuli.spec import Place
 
 if TYPE_CHECKING:
+    from models.truth_twin import Twin
     from models.truth_v4 import V4
 
 F32 = npt.NDArray[np.float32]
@@ -44,7 +46,7 @@ class Population(Protocol):
 
     @property
     def receptive_fields(self) -> tuple[Place, ...]:
-        """Return where each cell sees: V1, two sigma of its window either side; V4, the square that its model takes."""
+        """Return where each cell sees: two sigma of its window either side; a model, what it takes of the screen."""
         ...
 
     def rate_hz(self, image: F32) -> F64:
@@ -130,7 +132,7 @@ class V1:
     def __init__(self, cells: tuple[Gabor, ...], azimuth: F64, elevation: F64) -> None:
         self.cells = cells
         self._shape = azimuth.shape
-        even, odd, window = zip(*(_filters(c, azimuth, elevation) for c in cells), strict=True)
+        even, odd, window = zip(*(gabor_filters(c, azimuth, elevation) for c in cells), strict=True)
         count = len(cells)
         self._filters = np.concatenate([np.stack(even), np.stack(odd)]).reshape(2 * count, -1).astype(np.float32)
         self._windows = np.stack(window).reshape(count, -1).astype(np.float32)
@@ -173,7 +175,7 @@ def _project(filters: F32, light: F32) -> F64:
     return product
 
 
-def _filters(cell: Gabor, azimuth: F64, elevation: F64) -> tuple[F64, F64, F64]:
+def gabor_filters(cell: Gabor, azimuth: F64, elevation: F64) -> tuple[F64, F64, F64]:
     """Return the two phases of the Gabor and its window (y, x), scaled as V1 says."""
     right, up = azimuth - cell.azimuth_deg, elevation - cell.elevation_deg
     turn = np.deg2rad(cell.orientation_deg)
@@ -223,13 +225,14 @@ def scattered_v1(cells: tuple[Gabor, ...], azimuth: F64, elevation: F64) -> Scat
     parts = []
     for cell in cells:
         reach = SIGMAS_SEEN * cell.sigma_deg
-        columns = _slice(np.abs(azimuth[0] - cell.azimuth_deg) <= reach)
-        rows = _slice(np.abs(elevation[:, 0] - cell.elevation_deg) <= reach)
+        columns = seen_slice(np.abs(azimuth[0] - cell.azimuth_deg) <= reach)
+        rows = seen_slice(np.abs(elevation[:, 0] - cell.elevation_deg) <= reach)
         parts.append(Part(V1((cell,), azimuth[rows, columns], elevation[rows, columns]), rows, columns))
     return Scattered(tuple(parts))
 
 
-def _slice(seen: npt.NDArray[np.bool_]) -> slice:
+def seen_slice(seen: npt.NDArray[np.bool_]) -> slice:
+    """Return the rows, or columns, from the first to the last that a cell sees; raises ConfigError if it sees none."""
     at = np.flatnonzero(seen)
     if not len(at):
         raise ConfigError("animal.receptive_field: a cell lies wholly beside the screen; move the field inwards")
@@ -245,7 +248,12 @@ def build(simulation: Simulation, azimuth: F64, elevation: F64, images: U8 | Non
     if simulation.population == "v1":
         return V1(draw_cells(simulation.neurons, azimuth, elevation, _rng(simulation)), azimuth, elevation)
     middle = float(azimuth.mean()), float(elevation.mean())
-    place = Place(center_deg=middle, size_deg=min(float(np.ptp(azimuth)), float(np.ptp(elevation))))
+    side = min(float(np.ptp(azimuth)), float(np.ptp(elevation)))
+    if simulation.population == "mixed":
+        return _mixed(simulation, middle, side / 10.0, side / 10.0, azimuth, elevation)
+    place = Place(center_deg=middle, size_deg=side)
+    if simulation.population == "twin":
+        return _twin(simulation, Rect(0, 0, azimuth.shape[1], azimuth.shape[0]), Rect(0, 0, 0, 0), place)
     return _v4(simulation, (place,) * simulation.neurons, images)
 
 
@@ -272,9 +280,15 @@ def _cells_for(config: Config, images: U8 | None) -> Population:
             scale = field.size_deg / 10.0
             cells = draw_cells_at(simulation.neurons, field.center_deg, scale, scatter / 1.5, rng)
             return scattered_v1(cells, azimuth, elevation)
+        if simulation.population == "mixed":
+            return _mixed(simulation, field.center_deg, field.size_deg / 10.0, scatter / 1.5, azimuth, elevation)
+        where = display.size_px, display.width_cm, display.distance_cm
+        if simulation.population == "twin":
+            place = Place(center_deg=field.center_deg, size_deg=field.size_deg)
+            square = image_rect(*where, place.size_deg, place.center_deg, "animal.receptive_field")
+            return _twin(simulation, square, rect, place)
         offsets = rng.uniform(-scatter, scatter, (simulation.neurons, 2)) + np.array(field.center_deg)
         places = tuple(Place(center_deg=(float(x), float(y)), size_deg=field.size_deg) for x, y in offsets)
-        where = display.size_px, display.width_cm, display.distance_cm
         squares = [image_rect(*where, p.size_deg, p.center_deg, "animal.receptive_field") for p in places]
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -291,6 +305,21 @@ def _within(square: Rect, field: Rect) -> tuple[slice, slice]:
     """Return rows and columns of a square in the pixels of a field."""
     top, left = square.top - field.top, square.left - field.left
     return slice(max(top, 0), top + square.height), slice(max(left, 0), left + square.width)
+
+
+def _mixed(
+    simulation: Simulation, middle: tuple[float, float], scale: float, spread: float, azimuth: F64, elevation: F64
+) -> Scattered:
+    from models.truth_mixed import draw_mixed, kinds_of, population_of  # which is built from this module
+
+    kinds = kinds_of(simulation.mix, simulation.neurons)
+    return population_of(draw_mixed(kinds, middle, scale, spread, _rng(simulation)), azimuth, elevation)
+
+
+def _twin(simulation: Simulation, square: Rect, field: Rect, place: Place) -> "Twin":
+    from models.truth_twin import View, load  # torch only where it is wanted
+
+    return load(simulation, View(square.top - field.top, square.left - field.left, square.height), place)
 
 
 def _v4(simulation: Simulation, places: tuple[Place, ...], images: U8 | None) -> "V4":

@@ -202,7 +202,7 @@ def load(simulation: Simulation, places: tuple[Place, ...], images: U8 | None = 
     folder = simulation.models
     if folder is None:
         raise ConfigError("animal.models: population v4 needs the folder of the compact models")
-    numbers = _numbers(folder, simulation.session)
+    numbers = neuron_numbers(folder, simulation.session)
     session = simulation.session or ""
     if len(numbers) < simulation.neurons:
         raise ConfigError(
@@ -228,7 +228,7 @@ def load(simulation: Simulation, places: tuple[Place, ...], images: U8 | None = 
     return V4(models, a, b, places)
 
 
-def _numbers(folder: Path, session: str | None) -> list[int]:
+def neuron_numbers(folder: Path, session: str | None) -> list[int]:
     """Return the neurons of `session` in the folder, ascending; raises ConfigError naming the sessions there are."""
     pattern = re.compile(r"compact_model_(\w+)_neuron(\d+)\.pt$")
     found = [m for p in (folder / "models_torch").glob("*.pt") if (m := pattern.search(p.name))]

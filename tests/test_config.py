@@ -45,6 +45,7 @@ def test_the_demo_config_shows_every_field_of_what_it_uses() -> None:
         assert isinstance(given, dict)
         # Of these, demo.yaml has no use; the other shipped configs show them.
         unused = {"banks", "age", "models", "recorded", "session", "multiunit", "gates", "outputs", "reward", "guest"}
+        unused |= {"mix", "weights", "numbers", "response_sd_hz"}
         unused |= {"wire_faults", "calcium", "behaviour", "sync", "sync_port", "model_server"}
         unused |= {"experiment", "recording", "luminance_cd_m2"}
         unused |= {"units", "targets", "most_units", "sizes_deg", "start", "stop"}

@@ -24,17 +24,40 @@ class ReceptiveField(Part):
     )  # fmt: skip
 
 
+# Fields that only one population takes.
+_BELONGS = {"mix": "mixed", "weights": "twin", "numbers": "twin", "response_sd_hz": "twin"}
+CellKind = Literal["simple", "complex", "curved", "both_parts", "surround"]
+
+
 class Simulation(Part):
     """What `stimloop animal` simulates; the controller never reads this part."""
 
-    population: Literal["v1", "v4"] = Field(
-        default="v1", description="v1: built in; v4: published compact models from `models`."
+    population: Literal["v1", "v4", "mixed", "twin"] = Field(
+        default="v1",
+        description="v1: built-in Gabor cells; mixed: built-in cells of the kinds of `mix`; v4: published compact "
+        "models from `models`; twin: a published model of mouse V1 from `weights`.",
     )
+    mix: tuple[CellKind, ...] = Field(
+        default=("simple", "complex", "curved", "both_parts", "surround"), min_length=1,
+        description="Kinds that the cells of population mixed take in turn. simple, complex: Gabors; curved: bars that "
+        "bend; both_parts: two Gabors, both needed; surround: a Gabor that its surround suppresses or facilitates.",
+    )  # fmt: skip
     models: Path | None = Field(default=None, description="Folder of compact models, for population v4.")
     recorded: Path | None = Field(
         default=None, description="Folder with recorded averages and images, to fit the rates (v4)."
     )
     session: str | None = Field(default=None, description="Recording session whose neurons are taken (v4).")
+    weights: Path | None = Field(
+        default=None, description="File of the published model (SENSORIUM 2022, CNN), for population twin."
+    )
+    numbers: tuple[int, ...] | None = Field(
+        default=None, min_length=1,
+        description="Which neurons of the twin, 0 the first, as many as `neurons`; null: drawn with `seed` from those "
+        "that look into the image.",
+    )  # fmt: skip
+    response_sd_hz: float = Field(
+        default=30.0, gt=0, le=1000, description="Rate of the twin's neurons where it says one response sd, spikes/s."
+    )
     neurons: int = Field(default=8, ge=1, le=20_000, description="Number of simulated neurons.")
     seed: int = Field(default=0, ge=0)
     receptive_field: ReceptiveField | None = Field(
@@ -71,6 +94,11 @@ class Simulation(Part):
     def _complete(self) -> Self:
         if self.population == "v4" and self.models is None:
             raise ValueError("population v4 needs models: give the folder of your copy of the compact models")
+        if self.population == "twin":
+            self._twin()
+        for name, population in _BELONGS.items():
+            if self.population != population and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for population {population}, this is {self.population}; leave it out")
         nuisances = ("gain_drift", "adaptation", "carry_over", "artefacts", "saccades", "blinks")
         if self.noise == "none" and (on := [name for name in nuisances if getattr(self, name)]):
             raise ValueError(
@@ -78,3 +106,13 @@ class Simulation(Part):
                 f"{on[0]}, or choose poisson"
             )
         return self
+
+    def _twin(self) -> None:
+        if self.weights is None:
+            raise ValueError("population twin needs weights: give the file of your copy of the published model")
+        if self.numbers is not None and (
+            len(self.numbers) != self.neurons or len(set(self.numbers)) != self.neurons or min(self.numbers) < 0
+        ):
+            raise ValueError(f"numbers must be {self.neurons} different ones (`neurons`), none below 0")
+        if self.receptive_field is not None and self.receptive_field.scatter_deg is not None:
+            raise ValueError("receptive_field.scatter_deg: the twin's neurons lie where they lie; leave it out")
