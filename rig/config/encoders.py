@@ -1,0 +1,134 @@
+"""The encoders of a config: models that predict responses from pictures.
+
+`models.encoders.build` makes them; docs/encoders.md says which one is for what.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rig.config.part import Part
+
+
+class PixelsCore(Part):
+    """No core: readouts see the pixels, which makes a linear-nonlinear model."""
+
+    type: Literal["pixels"] = "pixels"
+
+
+class WalkerCore(Part):
+    """Three convolutions whose outputs are all read out (Walker et al. 2019)."""
+
+    type: Literal["walker"] = "walker"
+    channels: int = Field(default=32, ge=1, le=512, description="Filters of each layer.")
+    layers: int = Field(default=3, ge=1, le=8, description="Convolutions.")
+    first_kernel_px: int = Field(default=15, ge=1, le=63, description="Side of the first filters; not padded.")
+    kernel_px: int = Field(default=7, ge=1, le=31, description="Side of all later filters; padded.")
+    linear: bool = Field(default=False, description="No nonlinearities inside: the published linear control.")
+
+
+class SeparableCore(Part):
+    """One convolution and depth-separable ones; the last is read out (SENSORIUM 2022, Willeke et al.)."""
+
+    type: Literal["separable"] = "separable"
+    channels: int = Field(default=64, ge=1, le=512, description="Filters of each layer.")
+    layers: int = Field(default=4, ge=1, le=8, description="Convolutions.")
+    first_kernel_px: int = Field(default=9, ge=1, le=63, description="Side of the first filters; not padded.")
+    kernel_px: int = Field(default=7, ge=1, le=31, description="Side of all later filters; padded.")
+    linear: bool = Field(default=False, description="No nonlinearities inside: the published linear control.")
+
+
+class BackboneCore(Part):
+    """The first blocks of efficientnet-lite0, trained on ImageNet; an optional package."""
+
+    type: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    block: int = Field(default=7, ge=0, le=15, description="The block that is read out; 7 predicts V4 best.")
+    tuned: bool = Field(default=False, description="Whether training changes the network too, or readouts only.")
+
+
+AnyCore = Annotated[PixelsCore | WalkerCore | SeparableCore | BackboneCore, Field(discriminator="type")]
+
+
+class FullReadout(Part):
+    """One weight for each feature at each place."""
+
+    type: Literal["full"] = "full"
+
+
+class FactorisedReadout(Part):
+    """Weights over space times weights over features (Klindt et al. 2017)."""
+
+    type: Literal["factorised"] = "factorised"
+
+
+class PointReadout(Part):
+    """The features at one learned point of each unit, drawn around it in training (Lurz et al. 2021)."""
+
+    type: Literal["point"] = "point"
+    cortex: bool = Field(default=False, description="Whether points are predicted from where the cells lie in cortex.")
+    start_sigma: float = Field(
+        default=0.1, gt=0, le=1, description="First sd of the drawn points, relative to half the picture's side."
+    )
+    start_range: float = Field(
+        default=0.3, gt=0, le=1, description="First points lie within this of the centre, relative to half the side."
+    )
+
+
+AnyReadout = Annotated[FullReadout | FactorisedReadout | PointReadout, Field(discriminator="type")]
+
+
+class Architecture(Part):
+    """What an encoder is made of."""
+
+    core: AnyCore = SeparableCore()
+    readout: AnyReadout = PointReadout()
+    output: Literal["elu_plus_one", "softplus", "none"] = Field(
+        default="elu_plus_one", description="What makes rates of the readout's output; none: it stays as it is."
+    )
+    gaze: bool = Field(default=False, description="Whether the direction of gaze shifts where units look.")
+    behaviours: int = Field(default=0, ge=0, le=32, description="Behavioural variables that set the units' gain.")
+
+    @property
+    def predicts_points(self) -> bool:
+        """Whether it needs cortical positions."""
+        return isinstance(self.readout, PointReadout) and self.readout.cortex
+
+    @model_validator(mode="after")
+    def _points_shift(self) -> "Architecture":
+        if self.gaze and self.readout.type != "point":
+            raise ValueError("gaze shifts the points of a readout: set readout to {type: point}, or gaze to false")
+        return self
+
+
+class Training(Part):
+    """How an encoder is fitted: Adam, batches, early stopping on held-out images. Defaults: SENSORIUM 2022."""
+
+    loss: Literal["poisson", "gaussian"] = Field(
+        default="poisson", description="Gaussian for responses that may be negative; both are summed over units."
+    )
+    batch: int = Field(default=128, ge=1, le=4096, description="Presentations of one optimiser step.")
+    slice: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Presentations computed at a time, so that steps are short beside an experiment; null: the batch.",
+    )
+    rate: float = Field(default=0.009, gt=0, le=1, description="First learning rate of Adam, relative to 1.")
+    decay: float = Field(default=0.3, gt=0, lt=1, description="Fraction of the rate that is left after a plateau.")
+    decays: int = Field(default=4, ge=0, le=20, description="Plateaus after which training goes on, at a lower rate.")
+    smallest_rate: float = Field(default=1e-4, gt=0, le=1, description="Rates fall no lower, relative to 1.")
+    patience: int = Field(default=5, ge=1, le=100, description="Epochs without a better held-out score: a plateau.")
+    most_epochs: int = Field(default=200, ge=1, le=10_000, description="Epochs after which training ends.")
+    tolerance: float = Field(default=1e-6, ge=0, le=1, description="By how much a score must rise (correlation, 0-1).")
+    laplacian: float = Field(default=6.3831, ge=0, description="Roughness of the first filters, relative to the loss.")
+    sparsity: float = Field(default=0.0, ge=0, description="Group sparsity of later filters, relative to the loss.")
+    readout_l1: float = Field(default=0.0076, ge=0, description="L1 norm of the readout, relative to the loss.")
+    readouts_only: bool = Field(default=False, description="Whether the core stays as it is.")
+    fixed_norms: bool = Field(
+        default=False, description="Whether batch normalisation keeps its means and variances: for fine-tuning."
+    )
+
+
+WALKER_TRAINING = Training(
+    batch=60, rate=0.005, decay=0.2, decays=1, patience=10, most_epochs=500, laplacian=50, sparsity=0.1, readout_l1=0.1
+)
