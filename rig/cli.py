@@ -14,6 +14,8 @@ from rich.console import Console
 from rig.animal.commands import fake_app
 from rig.bench.commands import add_replay_bench, bench_app
 from rig.bench.evolve_commands import add_evolve_bench
+from rig.bench.refit_commands import add_refit_bench
+from rig.bench.synthesis_commands import add_synthesis_bench
 from rig.clock import HostClock, StrayReplayClock, replayed
 from rig.config.reading import ConfigError, load
 from rig.config.session import Config
@@ -32,6 +34,8 @@ from rig.why.tree import add_why
 
 if TYPE_CHECKING:
     from rig.bench.evolve import EvolveSide
+    from rig.bench.refit import RefitSide
+    from rig.bench.synthesis_commands import Bench as SynthesisBench
     from rig.replay.model_side import ModelSide, Neurons
     from rig.train_generator import Train
     from rig.why.origin import Build
@@ -183,9 +187,19 @@ def _model_side() -> "ModelSide":
 
     def what_if() -> WhatIf:
         from models.twin import fit, reduced
-        from models.what_if import closed_loop, decode, would_show
+        from models.what_if import closed_loop, decode, evolving, facts, facts_in_words, would_show
 
-        return WhatIf(reduced=reduced, fit=fit, would_show=would_show, decode=decode, closed_loop=closed_loop)
+        return WhatIf(
+            reduced=reduced,
+            fit=fit,
+            wants=WANTS,
+            facts=lambda settings, entries, before: facts(server(settings), entries, before),
+            facts_in_words=facts_in_words,
+            evolving=evolving,
+            would_show=would_show,
+            decode=decode,
+            closed_loop=closed_loop,
+        )
 
     return ModelSide(wants=WANTS, server=server, neurons=neurons, what_if=what_if)
 
@@ -218,6 +232,28 @@ def _evolve_side() -> "EvolveSide":
 
 
 add_evolve_bench(bench_app, _evolve_side)
+
+
+def _refit_side() -> "RefitSide":
+    """Join the bench of online readouts with them."""
+    from models.refit_bench.run import run as one_session
+    from models.refit_bench.timing import time_updates
+    from rig.bench.refit import RefitSide
+
+    return RefitSide(one_session, time_updates)
+
+
+add_refit_bench(bench_app, _refit_side)
+
+
+def _synthesis_bench() -> "SynthesisBench":
+    """Join the bench of synthesis with the models."""
+    from models.synthesis_bench.run import bench
+
+    return bench
+
+
+add_synthesis_bench(bench_app, _synthesis_bench)
 
 
 def _training() -> "Train":
