@@ -1,0 +1,150 @@
+"""What the inception agent has learnt so far: the readout fitted to what was told, and its honest scores.
+
+Held-out images are never in the fit. Pure; a fit makes a new learner and leaves the old one as it was.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.inception.features import COUNT, LINEAR
+from models.metrics.intervals import Bootstrap
+from models.metrics.score import scores
+from models.readouts.kernels import Kernel
+from models.readouts.streaming import StreamingReadout
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Rows = Sequence[tuple[int, F64]]  # image, rates (unit,)
+
+# Of `models.metrics.formulas`: with the mean of the repeats, with the noise-free tuning, and the data's own ceiling.
+SCORES = ("correlation_to_average", "r2_er", "oracle_jackknife")
+INTERVALS = Bootstrap(draws=200)
+RIDGES = tuple(float(x) for x in 10.0 ** np.arange(-1.0, 3.6, 0.5))  # noise over signal variance; single trials: high
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Everything that was learnt from the natural images."""
+
+    units: tuple[str, ...]
+    scale: F64
+    """(2, feature): mean and sd of the features over natural images, fixed before the first response."""
+    readout: StreamingReadout
+    """Never changed once it is here: a fit changes a copy."""
+    scores: F64
+    """(score of SCORES, unit, value and ends of its 95 % interval) on held-out images; NaN where not defined."""
+
+    @staticmethod
+    def empty(units: tuple[str, ...], features: F32) -> "Learner":
+        """Return one that has seen nothing; `features` (image, feature) of natural images fix the scale of each."""
+        sd = features.std(axis=0, dtype=np.float64)
+        scale = np.stack([features.mean(axis=0, dtype=np.float64), np.where(sd > 0, sd, 1.0)])
+        none = np.full((len(SCORES), len(units), 3), np.nan)
+        return Learner(units, scale, _readout(COUNT), none)
+
+    @property
+    def presentations(self) -> int:
+        """Return how many are in the fit."""
+        return self.readout.readout.trials
+
+    @property
+    def score(self) -> F64:
+        """Correlation (unit,) with the mean responses to held-out images; NaN where it is not defined."""
+        out: F64 = self.scores[0, :, 0]
+        return out
+
+    def with_rows(self, x: F32, y: F64) -> "Learner":
+        """Return one that was also told these: features (presentation, feature), rates (presentation, unit) or NaN."""
+        readout = copy.deepcopy(self.readout)
+        readout.update(self._standard(x), self.units, y)
+        return replace(self, readout=readout)
+
+    def weights(self) -> tuple[F64, F64]:
+        """Return weights (feature, unit) and offsets (unit,) that predict rates; zeros for a unit without responses."""
+        found, mean = self.readout.weights(self.units)
+        found, mean = np.nan_to_num(found) / self.scale[1][:, None], np.nan_to_num(mean)
+        return found, mean - self.scale[0] @ found
+
+    def scored(self, test_x: F32, test: Rows) -> "Learner":
+        """Return one with scores on held-out images: their features (image, feature), their rows so far."""
+        if not self.presentations or not test:
+            return self
+        weights, offset = self.weights()
+        found = scores(test_x @ weights + offset, _table(test, len(test_x), len(self.units)), SCORES, INTERVALS)
+        ordered = [found[name] for name in SCORES]
+        return replace(self, scores=np.stack([np.stack([s.value, s.low, s.high], axis=1) for s in ordered]))
+
+    def linear(self) -> F64:
+        """Return weights (linear feature, unit) of a readout of the linear features alone: linear receptive fields."""
+        state = self.readout.state()
+        readout = _readout(LINEAR)
+        responses = np.concatenate([batch["responses"] for batch in state["batches"]])
+        readout.update(state["features"][:, :LINEAR], self.units, responses)
+        found, _ = readout.weights(self.units)
+        return np.asarray(np.nan_to_num(found) / self.scale[1, :LINEAR, None], np.float64)
+
+    def _standard(self, x: F32) -> F32:
+        out: F32 = ((x - self.scale[0]) / self.scale[1]).astype(np.float32)
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """Return arrays and JSON-able values."""
+        return {"scale": self.scale.copy(), "readout": self.readout.state(), "scores": self.scores.copy()}
+
+    @staticmethod
+    def restored(units: tuple[str, ...], state: dict[str, Any]) -> "Learner":
+        """Return what `state` was taken of."""
+        readout = _readout(COUNT)
+        readout.restore(state["readout"])
+        return Learner(units, np.array(state["scale"], np.float64), readout, np.array(state["scores"], np.float64))
+
+
+def _readout(width: int) -> StreamingReadout:
+    return StreamingReadout(Kernel("linear", float(width)), width, RIDGES)  # standardised: squared length is the width
+
+
+def _table(rows: Rows, images: int, units: int) -> F64:
+    """Return the rates (image, repeat, unit) of rows, NaN where an image has fewer repeats than another."""
+    by_image: list[list[F64]] = [[] for _ in range(images)]
+    for image, rates in rows:
+        by_image[image].append(rates)
+    out = np.full((images, max(len(of) for of in by_image), units), np.nan)
+    for image, of in enumerate(by_image):
+        for repeat, rates in enumerate(of):
+            out[image, repeat] = rates
+    return out
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What selection made of one unit."""
+
+    unit: int
+    against: tuple[str, ...]
+    """Why no images are made for it; () for those that they are made for."""
+
+
+def judged(
+    learner: Learner, wanted: Sequence[bool], least_score: float, least_oracle: float, most: int
+) -> tuple[Judged, ...]:
+    """Return all units, first those that images are made for, by their score: no more than `most`.
+
+    A unit must be `wanted`, be predicted on held-out images, and answer alike to their repeats.
+    """
+    score, oracle = learner.score, learner.scores[SCORES.index("oracle_jackknife"), :, 0]
+    found = []
+    for unit, asked_for in enumerate(wanted):
+        against = [] if asked_for else ["not asked for"]
+        if not score[unit] >= least_score:
+            against.append("not predicted")
+        if not oracle[unit] >= least_oracle:
+            against.append("not reliable")
+        found.append(Judged(unit, tuple(against)))
+    good = sorted((one for one in found if not one.against), key=lambda one: -score[one.unit])
+    crowded = [Judged(one.unit, ("others are better",)) for one in good[most:]]
+    return (*good[:most], *crowded, *(one for one in found if one.against))

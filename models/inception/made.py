@@ -1,0 +1,83 @@
+"""The images that were made for one unit: the most exciting one and its controls, as they are shown. Pure."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stimuli.spec import LatentImage, Stimulus
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+MEI = "mei"
+HOW = {
+    MEI: "most exciting image: gradient ascent through the encoder",
+    "linear": "linear receptive field: weights of a ridge regression on luminance",
+    "gabor": "best of the 72,800 Gabors of the published grid",
+    "gabor_optimised": "best Gabor by ascent from the best of the grid",
+    "natural_masked": "best training image under the mask of the most exciting image",
+    "natural": "best training image",
+}
+
+
+def generator_name(encoder: str) -> str:
+    """Return what the log names as the generator of images made through an encoder."""
+    return f"inception-{encoder}"
+
+
+@dataclass(frozen=True)
+class MadeImage:
+    """One of them."""
+
+    code: F32
+    """(pixel,) what the encoder sees of the frame."""
+    frame: U8
+    """(y, x, rgb) as it is shown, before the gamma table."""
+    predicted: float
+    """The encoder's response to the frame, in the unit of the responses."""
+    of: str = ""
+    """The picture that it was made of; "" for a pattern."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """All images of one unit, alike in mean level and RMS contrast."""
+
+    unit: int
+    """Column of the unit in the responses."""
+    contrast: float
+    images: dict[str, MadeImage]
+    """By kind: the most exciting one, and the controls."""
+    agreement: float
+    """Median correlation of the images from different starts, within the mask; NaN for one start."""
+
+    def id_of(self, prefix: str, kind: str) -> str:
+        """Return the identity of one of the images in the session."""
+        return f"{prefix}-u{self.unit}-{kind}"
+
+    def stimulus(self, prefix: str, kind: str, row: int, encoder: str) -> Stimulus:
+        """Return one as a stimulus whose frame is number `row` of its proposal."""
+        image = self.images[kind]
+        figures = {"predicted": image.predicted, "contrast": self.contrast}
+        if kind == MEI and np.isfinite(self.agreement):
+            figures["agreement"] = self.agreement
+        return Stimulus(
+            id=self.id_of(prefix, kind),
+            spec=LatentImage(generator=generator_name(encoder), row=row),
+            parents=(image.of,) if image.of else (),
+            how=HOW[kind],
+            figures=figures,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return arrays and JSON-able values."""
+        images = {kind: dict(vars(image)) for kind, image in self.images.items()}
+        return {"unit": self.unit, "contrast": self.contrast, "images": images, "agreement": self.agreement}
+
+    @staticmethod
+    def restored(state: dict[str, Any]) -> "Made":
+        """Return what `state` was taken of."""
+        images = {kind: MadeImage(**image) for kind, image in state["images"].items()}
+        return Made(state["unit"], state["contrast"], images, state["agreement"])

@@ -1,0 +1,67 @@
+"""What fresh repeats say of the images that were shown back, from the tests of `models.statistics`. Pure.
+
+Only presentations of the show-back count, of images fixed before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.statistics import Confusion, confusion, paired_tests
+
+F64 = npt.NDArray[np.float64]
+Repeats = Sequence[F64]  # of one image: rates (unit,) of each repeat, in the order of showing
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The most exciting image of a unit against one of its controls, from paired repeats."""
+
+    unit: int
+    control: str
+    difference: float
+    """Mean rate of the most exciting image less that of the control."""
+    error: float
+    p: float
+    """Two-sided, by random swaps within pairs; NaN for too few pairs."""
+    q: float
+    """p corrected for all comparisons of all units (Benjamini and Hochberg)."""
+
+
+def mean(repeats: Repeats, unit: int) -> tuple[float, float, int]:
+    """Return a unit's mean rate to an image, its standard error, and the number of repeats."""
+    values = np.array([rates[unit] for rates in repeats if np.isfinite(rates[unit])])
+    n = len(values)
+    error = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return (float(values.mean()) if n else float("nan")), error, n
+
+
+def compare(shown: Sequence[tuple[int, dict[str, Repeats]]], own: str) -> list[Compared]:
+    """Return every comparison of the image `own` of each unit with its other images.
+
+    `shown`: unit and the repeats of each of its images, by kind. The k-th repeat of one is paired with the k-th of the
+    other: blocks are randomised, so these are neighbours in time, and slow drift falls out of their difference.
+    """
+    which = [(unit, kind) for unit, images in shown for kind in images if kind != own]
+    of = dict(shown)
+    longest = max((len(r) for images in of.values() for r in images.values()), default=0)
+    first, second = np.full((2, longest, len(which)), np.nan)
+    for k, (unit, kind) in enumerate(which):
+        for column, name in ((first, own), (second, kind)):
+            column[: len(of[unit][name]), k] = [rates[unit] for rates in of[unit][name]]
+    if not which or not longest:
+        return []
+    found = paired_tests(first, second)
+    figures = zip(which, found.difference, found.error, found.p, found.q, strict=True)
+    return [Compared(unit, kind, float(d), float(e), float(p), float(q)) for (unit, kind), d, e, p, q in figures]
+
+
+def confused(units: Sequence[int], images: Sequence[Repeats]) -> Confusion | None:
+    """Return how the responses of `units` (rows) to each one's own image (columns) compare; None for a single unit."""
+    if len(units) < 2 or not all(images):
+        return None
+    rates = np.concatenate([np.stack(list(repeats)) for repeats in images])[:, list(units)]
+    sets = np.repeat(np.arange(len(images)), [len(repeats) for repeats in images])
+    return confusion(rates, sets, np.arange(len(units)))

@@ -1,0 +1,224 @@
+"""The section of an inception phase: what the encoder was worth, the images that it made, and what fresh repeats say.
+
+Scores and tests are those that the agent stated when the phase ended (table model/updates); means and the confusion
+matrix are made anew from the presentations shown back (role "confirmation"). Used by `rig.report.page`.
+"""
+
+import json
+from collections.abc import Callable
+from html import escape
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from rig.report.confirmation import fixed
+from rig.report.data import Session
+from rig.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, draw_picture, mean_sem, new_figure
+from rig.report.first_minutes import REJECTED, Report, last_report, of_unit
+from rig.report.html import as_table, counted
+
+F64 = npt.NDArray[np.float64]
+Draw = Callable[[str, Figure | None, str], str]  # name of the file, figure, caption -> HTML
+Images = dict[str, dict[str, str]]  # unit, kind -> stimulus
+
+MEI = "mei"
+KINDS = {
+    MEI: "most exciting", "linear": "linear field", "gabor": "best Gabor", "gabor_optimised": "optimised Gabor",
+    "natural_masked": "natural, masked", "natural": "natural",
+}  # fmt: skip
+MOST_UNITS = 40  # whose images are drawn
+
+
+def section(session: Session, phase: int, draw: Draw) -> str:
+    """Return the section's HTML."""
+    report = last_report(session, phase)
+    out = "<h3>The model</h3>" + draw(
+        f"learning_{phase}",
+        learning(session, phase),
+        "Correlation of the model's prediction with the mean response to held-out images, which it is never fitted to, "
+        "after each fit. Thin: single units; thick: their median; dashed: the median correlation of single responses "
+        "with the mean of their other repeats (oracle), which falls short of what a perfect model would reach.",
+    )
+    out += _units(session, report)
+    images: Images = {}
+    for unit, kind, stimulus in fixed(session, phase):
+        images.setdefault(unit, {})[kind] = stimulus
+    if not images:
+        return out + "<p>No image was shown back.</p>"
+    out += "<h3>Images shown back</h3>" + _verdict(session, phase, report)
+    out += draw(
+        f"meis_{phase}",
+        gallery(session, phase, images, report),
+        "For each unit its most exciting image and the controls, all of one mean level and RMS contrast; below, the "
+        f"unit's mean ± standard error over fresh repeats, {session.rate_unit}. Green: the most exciting image drove "
+        "it more than this control (q at most the configured chance), orange: less, grey: not told apart.",
+    )
+    out += draw(
+        f"confusion_{phase}",
+        confusion(session, phase, images),
+        "Responses of each unit (row) to the most exciting images of all units (columns), fresh repeats, each row "
+        "z-scored. Dots mark the highest of each row.",
+    )
+    return out + _comparisons(session, report, images)
+
+
+def learning(session: Session, phase: int) -> Figure | None:
+    """Draw the held-out score over presentations in the fit; None where none was stated."""
+    phases = session.column("model/updates/phase")
+    reports = [json.loads(text) for text in np.array(session.texts("model/updates/report"))[phases == phase]]
+    by_count = {one["images_seen"]: one for one in reports if "heldout_r" in one}
+    if len(by_count) < 2:
+        return None
+    figure = new_figure(6.4, 3.4)
+    axes = figure.subplots()
+    counts = np.array(sorted(by_count))
+    for unit in session.units[:MOST_UNITS]:
+        values = [by_count[n].get(f"{unit}: heldout_r", np.nan) for n in counts]
+        axes.plot(counts, values, color=BLUE, alpha=0.3, linewidth=0.9)
+    axes.plot(counts, [by_count[n]["heldout_r"] for n in counts], color=BLUE, marker="o", markersize=4, label="median")
+    oracle = [by_count[n].get("oracle", np.nan) for n in counts]
+    axes.plot(counts, oracle, color=GREY, linestyle="--", label="oracle, median")
+    axes.axhline(0, color=BLACK, linewidth=0.6)
+    axes.set(xlabel="presentations in the fit", ylabel="held-out r", ylim=(min(-0.2, *axes.get_ylim()), 1))
+    axes.legend(loc="lower right")
+    return figure
+
+
+def gallery(session: Session, phase: int, images: Images, report: Report) -> Figure:
+    """Draw the images of each unit in a row, with what they did."""
+    units = list(images)[:MOST_UNITS]
+    kinds = [kind for kind in KINDS if any(kind in images[unit] for unit in units)]
+    figure = new_figure(1.5 * len(kinds) + 0.6, 1.85 * len(units) + 0.3)
+    grid = figure.subplots(len(units), len(kinds), squeeze=False)
+    chance = session.config["phases"][phase]["chance"]
+    digits = 1 if session.measure == "spikes" else 3
+    for row, unit in zip(grid, units, strict=True):
+        own = _mean(session, phase, unit, images[unit].get(MEI, ""))[0]
+        for axes, kind in zip(row, kinds, strict=True):
+            stimulus = images[unit].get(kind)
+            if stimulus is None:
+                axes.set_axis_off()
+                continue
+            draw_picture(axes, session, stimulus)
+            value, error = _mean(session, phase, unit, stimulus)
+            q = report.get(f"{unit}: q_{kind}", 1.0)
+            colour = BLACK if kind == MEI else GREY if q > chance else GREEN if own > value else ORANGE
+            axes.text(
+                0.5, -0.04, f"{value:.{digits}f} ± {error:.{digits}f}", transform=axes.transAxes, ha="center", va="top",
+                fontsize=9, color=colour, weight="bold" if kind != MEI and q <= chance else "normal",
+            )  # fmt: skip
+            if axes in grid[0]:
+                axes.set_title(KINDS[kind], fontsize=9)
+        row[0].text(-0.08, 0.5, unit, transform=row[0].transAxes, ha="right", va="center", fontsize=9, rotation=90)
+    return figure
+
+
+def confusion(session: Session, phase: int, images: Images) -> Figure | None:
+    """Draw every unit's response to every unit's most exciting image; None for fewer than two."""
+    units = [unit for unit in images if MEI in images[unit] and unit in session.units]
+    if len(units) < 2:
+        return None
+    rates = np.array([[_mean(session, phase, unit, images[other][MEI])[0] for other in units] for unit in units])
+    sd = rates.std(axis=1, keepdims=True)
+    z = (rates - rates.mean(axis=1, keepdims=True)) / np.where(sd > 0, sd, 1.0)
+    side = min(8.0, 2.6 + 0.32 * len(units))
+    figure = new_figure(side + 0.8, side)
+    axes = figure.subplots()
+    most = float(np.nanmax(np.abs(z))) if np.isfinite(z).any() else 1.0
+    drawn = axes.imshow(z, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+    for k, row in enumerate(z):
+        if np.isfinite(row).all():
+            axes.plot(int(row.argmax()), k, "o", color=BLACK, markersize=4)
+    axes.set(xlabel="most exciting image of", ylabel="response of", xticks=range(len(units)), yticks=range(len(units)))
+    axes.set_xticklabels(units, rotation=90, fontsize=8)
+    axes.set_yticklabels(units, fontsize=8)
+    figure.colorbar(drawn, label="z")
+    return figure
+
+
+def _mean(session: Session, phase: int, unit: str, stimulus: str) -> tuple[float, float]:
+    if unit not in session.units:
+        return float("nan"), float("nan")
+    column = session.units.index(unit)
+    return mean_sem(session.rates(column, phase=phase, role="confirmation", stimulus=stimulus))
+
+
+def _units(session: Session, report: Report) -> str:
+    if "chosen" not in report:
+        return "<p>The phase ended before units were chosen.</p>"
+    each = [(unit, of_unit(report, unit)) for unit in session.units]
+    each.sort(key=lambda one: (one[1].get("rank", np.inf), -one[1].get("heldout_r", -np.inf)))
+    rows = []
+    for unit, one in each:
+        reasons = [name[len(REJECTED) :] for name in one if name.startswith(REJECTED)]
+        verdict = f"<b>{int(one['rank'])}</b>" if "rank" in one else "no: " + escape("; ".join(reasons))
+        rows.append([escape(unit), verdict, *(_estimate(one, name) for name in ("heldout_r", "r2_er", "oracle"))])
+    head = ["unit", "chosen", "held-out r (95 %)", "R² of the noise-free tuning (95 %)", "oracle (95 %)"]
+    table = as_table(head, rows, frozenset({2, 3, 4}))
+    return (
+        f"<p><b>{counted(int(report['chosen']), 'unit')} chosen</b> of {len(session.units)}, after "
+        f"{report.get('images_seen', 0):.0f} presentations in the fit.</p><details><summary>All units</summary>{table}"
+        "<p>On held-out images: correlation with the mean response; R² with the noise-free tuning, unbiased (Pospisil "
+        "and Bair), which may come out below 0 or above 1; oracle: single responses with the mean of their other "
+        "repeats. Intervals: bootstrap over images.</p></details>"
+    )
+
+
+def _estimate(one: Report, name: str) -> str:
+    if name not in one:
+        return ""
+    said = f"{one[name]:.2f}"
+    if f"{name}_low" in one and f"{name}_high" in one:
+        said += f" ({one[f'{name}_low']:.2f} to {one[f'{name}_high']:.2f})"
+    return said
+
+
+def _verdict(session: Session, phase: int, report: Report) -> str:
+    settings = session.config["phases"][phase]
+    if "row_maximum" not in report and not any(name.startswith("better_") for name in report):
+        return "<p>Too little was shown back for a verdict.</p>"
+    words = []
+    if "row_maximum" in report:
+        said = f"The own image drove a unit more than those of all others in {report['row_maximum']:.0%} of the units"
+        if "row_maximum_p" in report:
+            said += (
+                f" (95 % interval {report['row_maximum_low']:.0%} to {report['row_maximum_high']:.0%}; p = "
+                f"{report['row_maximum_p']:.2g} against chance)"
+            )
+        words.append(said + ".")
+    against = [kind for kind in KINDS if f"better_{kind}" in report]
+    for kind in against:
+        better, worse = report[f"better_{kind}"], report[f"worse_{kind}"]
+        words.append(f"More than <b>{KINDS[kind]}</b>: {better:.0%} of the units; less: {worse:.0%}.")
+    if not against:
+        words.append("The phase did not come to its end, so that nothing was tested.")
+    else:
+        words.append(
+            f"Counted are comparisons with q at most {settings['chance']:g}: paired repeats, random swaps within "
+            "pairs, corrected for all units and controls together (Benjamini and Hochberg)."
+        )
+    return (
+        "<p>The images were fixed before their first presentation; everything below rests on the fresh repeats alone. "
+        + " ".join(words)
+        + "</p>"
+    )
+
+
+def _comparisons(session: Session, report: Report, images: Images) -> str:
+    digits = 1 if session.measure == "spikes" else 3
+    kinds = [kind for kind in KINDS if kind != MEI]
+    rows = []
+    for unit in images:
+        one = of_unit(report, unit)
+        cells = []
+        for kind in kinds:
+            there = MEI in one and kind in one
+            q = f", q {one[f'q_{kind}']:.2g}" if f"q_{kind}" in one else ""
+            cells.append(f"{one[MEI] - one[kind]:+.{digits}f}{q}" if there else "")
+        own = f"{one.get(MEI, np.nan):.{digits}f} ± {one.get(f'{MEI}_se', np.nan):.{digits}f}"
+        rows.append([escape(unit), f"{one.get('contrast', np.nan):.3f}", f"{one.get(f'{MEI}_n', 0):.0f}", own, *cells])
+    head = ["unit", "RMS contrast", "repeats", KINDS[MEI], *(f"less {KINDS[kind]}" for kind in kinds)]
+    table = as_table(head, rows, frozenset(range(1, 4 + len(kinds))))
+    caption = f"Response to the most exciting image, and how much more it is than to each control, {session.rate_unit}."
+    return f"<details><summary>All comparisons</summary><p>{caption}</p>{table}</details>"
