@@ -23,6 +23,7 @@ from models.server import WANTS, ModelServer, Said
 from models.snapshot import Snapshot, Snapshots, program_identity, session_identity, usable
 from rig.clock import Clock, HostClock
 from rig.config.generators import NetworkGenerator
+from rig.config.inception import InceptionPhase
 from rig.config.phases import EvolvePhase
 from rig.config.session import Config
 from rig.links.peer import Peer
@@ -107,7 +108,8 @@ def _introduce(peer: Peer, stop: Asked, clock: Clock) -> tuple[SessionStart, int
 
 
 def _server(config: Config) -> ModelServer:
-    if any(isinstance(p, EvolvePhase) and isinstance(p.generator, NetworkGenerator) for p in config.phases):
+    networks = (isinstance(p, EvolvePhase) and isinstance(p.generator, NetworkGenerator) for p in config.phases)
+    if any(networks) or any(isinstance(p, InceptionPhase) for p in config.phases):
         import torch  # 2 s that only these need; with as many threads as replay takes
 
         torch.set_num_threads(config.processes.torch_threads)

@@ -16,6 +16,7 @@ import numpy as np
 
 from models.agents.carried import Carried
 from models.agents.types import F32, F64, Agent, Batch, Told, Work
+from models.agents.watch import Watch
 from rig.messages import (
     Document,
     Entry,
@@ -125,8 +126,9 @@ class ModelServer:
         self._previous: Asked | None = None
         self._again = ShownAgain(repeats)
         self._answers: dict[tuple[int, int], F64 | None] = {}  # rates of final responses that were not told yet
-        self._courses: dict[tuple[int, int], F32] = {}  # their time courses, where responses have any
+        self._courses: dict[tuple[int, int], tuple[F32, F64]] = {}  # their time courses and baselines, if there are any
         self._through = 0
+        self._watch = Watch()
         self.said: tuple[Said, ...] = ()
         """The newest proposal and all that was emitted after it: a log without one of these never had this state."""
         self.work: Work | None = None
@@ -162,7 +164,7 @@ class ModelServer:
             rate_hz = document.rate_hz if document.usable else None
             self._answers[document.proposal, document.slot] = rate_hz
             if rate_hz is not None and document.psth is not None:
-                self._courses[document.proposal, document.slot] = document.psth
+                self._courses[document.proposal, document.slot] = document.psth, document.baseline
             return self._progress()
         return []
 
@@ -181,7 +183,8 @@ class ModelServer:
             "told_main": self._told_main,
             "again": self._again.state(),
             "answers": [[*key, rate_hz] for key, rate_hz in self._answers.items()],
-            "courses": [[*key, psth] for key, psth in self._courses.items()],
+            "courses": [[*key, psth, baseline] for key, (psth, baseline) in self._courses.items()],
+            "watch": self._watch.state(),
             "through": self._through,
             "said": [list(said) for said in self.said],
             "asked": self.work is not None,
@@ -203,7 +206,9 @@ class ModelServer:
         self._told_main = state["told_main"]
         self._again.restore(state["again"])
         self._answers = {(proposal, slot): rate_hz for proposal, slot, rate_hz in state["answers"]}
-        self._courses = {(proposal, slot): psth for proposal, slot, psth in state["courses"]}
+        self._courses = {(proposal, slot): (psth, base) for proposal, slot, psth, base in state["courses"]}
+        self._watch = Watch(self.carried)
+        self._watch.restore(state["watch"])
         self._through = state["through"]
         self.said = tuple(Said(*said) for said in state["said"])
         self.work_number = state["work_number"]
@@ -225,6 +230,7 @@ class ModelServer:
 
     def _next_phase(self) -> list[Document]:
         self._phase += 1
+        self._watch = self._watch.following(self.carried)
         self._agent = self._build(self._phase, self.carried)
         self._current = self._previous = None
         self._ask()
@@ -279,6 +285,8 @@ class ModelServer:
                     done="the result of this run is used",
                 )
             )
+        if not batch.plan:
+            return [*self._progress(), *faults]
         proposal = self._proposal(batch)
         self._previous, self._current, self._told_main = self._current, Asked.of(proposal), False
         self._again.planned(proposal.proposal, len(proposal.plan))
@@ -321,7 +329,8 @@ class ModelServer:
         for k in range(start, end):
             role, name = asked.plan[k]
             key = asked.proposal, k
-            rows.append(Told(*key, role, name, self._answers.pop(key), self._courses.pop(key, None)))
+            psth, baseline = self._courses.pop(key, (None, None))
+            rows.append(Told(*key, role, name, self._answers.pop(key), psth, baseline))
         return rows
 
     def _progress(self) -> list[Document]:
@@ -337,15 +346,22 @@ class ModelServer:
                 return []  # an image of the tail before is being shown again
             self._told_main, self._previous = True, None
             late = [] if tail is None else self._rows(*tail)
-            agent.tell([*late, *self._rows(current, 0, current.tail_from)])
-            out.append(self._updated(current))
+            out += self._told(current, [*late, *self._rows(current, 0, current.tail_from)])
             if agent.finished() is None:
                 self._ask()
         if self._told_main and self.work is None and self._answered(current, current.tail_from, end):
-            agent.tell(self._rows(current, current.tail_from, end))
-            out.append(self._updated(current))
+            out += self._told(current, self._rows(current, current.tail_from, end))
             out += self._end_phase(agent.finished() or "all of its images were shown")
         return out
+
+    def _told(self, asked: Asked, rows: list[Told]) -> list[Document]:
+        """Tell the agent; return what it says then, and which watched units have changed."""
+        assert self._agent is not None  # noqa: S101 - only called while a phase runs
+        self._agent.tell(rows)
+        self._watch.take(rows)
+        done = "nothing: it stays in the experiment; look at its isolation, and at the report"
+        news = [Fault(what="unit changed", detail=words, done=done) for words in self._watch.news()]
+        return [self._updated(asked), *news]
 
     def _updated(self, asked: Asked) -> ModelUpdated:
         assert self._agent is not None  # noqa: S101 - only called while a phase runs
@@ -353,17 +369,18 @@ class ModelServer:
             phase=self._phase,
             generation=asked.generation,
             model_version=self._version(),
-            report=self._agent.report(),
+            report=self._agent.report() | self._watch.report(),
             scores=self._agent.scored(),
         )
 
     def _end_phase(self, reason: str) -> list[Document]:
-        last = self._phase + 1 >= self._phases
+        last, locked_s = self._phase + 1 >= self._phases, None
         if self._agent is not None:
-            name = type(self._agent).__name__.lower()
-            self.carried = (*self.carried, Carried(self._phase, name, **self._agent.leaves()))
+            name, left = type(self._agent).__name__.lower(), self._agent.leaves()
+            self.carried = (*self.carried, Carried(self._phase, name, **left))
+            locked_s = left.get("locked_s")
         self._current = self._previous = None
-        ended = PhaseEnded(phase=self._phase, reason=reason, last=last)
+        ended = PhaseEnded(phase=self._phase, reason=reason, last=last, window_s=locked_s)
         if last:
             self._agent = None
             return [ended]

@@ -1,6 +1,7 @@
 """The one encoding of documents, on the wire and in the journal: a JSON header, then one raw frame per array.
 
-Pure: bytes in, documents out; never pickle. Every array states its dtype, shape and sha256. Used by the bus, the
+Pure: bytes in, documents out; never pickle. Every array states its dtype, shape and sha256. A frame of flat areas, as
+receptive fields are mapped with, is deflated: on a large screen a map would else be a gigabyte. Used by the bus, the
 recorder and whatever reads a journal.
 """
 
@@ -8,6 +9,7 @@ import hashlib
 import json
 import re
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,9 @@ from rig.messages import ARRAY_FIELDS, AnyDocument, Document, Entry, Envelope, k
 MAX_HEADER_BYTES = 4 << 20
 MAX_ARRAY_BYTES = 256 << 20  # also of any message on the bus
 MAX_ARRAYS = 8
+FRAMES = {"stimulus_prepared": "frame"}  # kind: its array that may be deflated
+FLAT = 0.75  # share of values that equal their neighbour's, from which on it is
+EVERY_ROW = 8  # of a frame is looked at for that
 _KIND = re.compile(rb'"document":\{"version":\d+,"kind":"([a-z_]+)"')
 _KIND_WITHIN = 1000  # an envelope is shorter
 _ADAPTER: TypeAdapter[Document] = TypeAdapter(AnyDocument)
@@ -46,10 +51,33 @@ def encode(document: Document) -> list[bytes]:
             continue
         raw = value.tobytes()
         digest = hashlib.sha256(raw).hexdigest()
-        arrays.append({"name": name, "dtype": value.dtype.str, "shape": list(value.shape), "sha256": digest})
+        meta = {"name": name, "dtype": value.dtype.str, "shape": list(value.shape), "sha256": digest}
+        if FRAMES.get(kind_of(document)) == name and _flat(value):
+            meta, raw = meta | {"deflated": True}, zlib.compress(raw, 1)
+        arrays.append(meta)
         frames.append(raw)
     body = document.model_dump_json(exclude=set(fields)).encode()
     return [b'{"document":' + body + b',"arrays":' + json.dumps(arrays).encode() + b"}", *frames]
+
+
+def _flat(frame: npt.NDArray[Any]) -> bool:
+    """Return whether a frame (y, x, rgb) is mostly of flat areas; a photograph is not, and nothing would be gained."""
+    rows = frame[::EVERY_ROW]
+    return rows.shape[1] > 1 and bool(np.mean(rows[:, 1:] == rows[:, :-1]) >= FLAT)
+
+
+def _inflated(raw: bytes, size: int) -> bytes:
+    """Return `size` bytes, whatever `raw` would grow to; raises BadDocument where it is anything else."""
+    inflating = zlib.decompressobj()
+    try:
+        out = inflating.decompress(raw, size)
+        if len(out) == size and not inflating.eof:  # the end itself may need one more look
+            out += inflating.decompress(inflating.unconsumed_tail, 1)
+    except zlib.error as error:
+        raise BadDocument(f"an array that is said to be deflated is not: {error}") from error
+    if len(out) != size or not inflating.eof or inflating.unused_data:
+        raise BadDocument(f"a deflated array does not hold the {size} bytes that it claims")
+    return out
 
 
 def _array(meta: Any, raw: bytes) -> npt.NDArray[Any]:
@@ -60,6 +88,8 @@ def _array(meta: Any, raw: bytes) -> npt.NDArray[Any]:
     size = dtype.itemsize
     for n in shape:  # Python integers: no overflow from a hostile shape
         size *= n
+    if meta.get("deflated") is True and 0 < size <= MAX_ARRAY_BYTES:
+        raw = _inflated(raw, size)
     if size != len(raw):
         raise BadDocument(f"array {meta['name']!r} claims {size} bytes and has {len(raw)}")
     if hashlib.sha256(raw).hexdigest() != meta["sha256"]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rig.config.first_minutes import presentations
+from rig.config.inception import InceptionPhase
 from rig.config.phases import ConfirmPhase, EvolvePhase, MapPhase, PresentPhase, ScreenPhase
 from rig.config.session import Config
 from rig.config.sources import LslCalciumSource, LslCountSource, TracesWireSource
@@ -48,6 +49,8 @@ def planned(config: Config) -> int:
             total += phase.presentations(targets)
         elif isinstance(phase, MapPhase | ScreenPhase):
             total += presentations(phase)
+        elif isinstance(phase, InceptionPhase):
+            total += phase.presentations(len(config.responses.units))
         elif isinstance(phase, PresentPhase):
             total += phase.repeats * (phase.count + phase.blanks)
     return total
@@ -254,10 +257,23 @@ class Progress:
             count = len(self._config.responses.units)
             over = "mean of images" if count == 1 else f"mean over {count} units: all images"
             names = {"mean": over, "best": "best image", "blank": "blank"}
+        if self._now[1] == "inception":
+            return self._learnt()
         if self._now[1] == "confirm":
             names = {"best": "evolved images", "reference": "references that were best before"}
         digits = 1 if self._measure == "spikes" else 3
         return [f"{name} {self._report[key]:.{digits}f}" for key, name in names.items() if key in self._report]
+
+    def _learnt(self) -> list[str]:
+        """Say what the encoder of an inception phase is worth, and what came of its images so far."""
+        report, words = self._report, []
+        if "heldout_r" in report:
+            words.append(f"held-out r {report['heldout_r']:.2f} after {report['images_seen']:.0f} presentations")
+        if "chosen" in report:
+            words.append(f"{report['chosen']:.0f} units chosen")
+        if "row_maximum" in report:
+            words.append(f"own image drives the unit most in {report['row_maximum']:.0%}")
+        return words
 
     def line(self) -> str:
         """Return the same in one line, for logs without a terminal."""

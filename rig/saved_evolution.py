@@ -20,7 +20,7 @@ from rig.config.reading import ConfigError, parse
 from rig.config.session import Config
 from rig.config.targets import Target
 from rig.encoding import BadDocument
-from rig.messages import Proposal, Response
+from rig.messages import ModelUpdated, Proposal, Response
 from rig.replay.records import Log, ReplayError, config_of, session_start
 from stimuli.spec import LatentImage
 
@@ -28,8 +28,9 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 SHRINK = 2.0  # presentations of a mean image that each image's mean is shrunk by: one lucky trial is no winner
-KEPT_FRAMES = 400  # pictures that are kept of an evolution while it is read: those of its newest images
+PICTURED = 20  # images of each evolution's best and of its first generation that get their picture
 COUNTS = ("candidate", "reshow", "confirmation")
+NAME = re.compile(r"p(\d+)-(?:t(\d+)-)?(?:g|bet)")  # of an evolved image: phase, and target where there are several
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Image:
     stimulus_id: str
     generation: int
     code: F32
-    frame: U8 | None
+    frame: U8 | None = None
+    """Its picture (y, x, rgb): the best PICTURED images and as many of the first generation have theirs."""
     values: list[float] = field(default_factory=list)
 
 
@@ -81,7 +83,8 @@ def evolutions(folder: Path) -> list[Evolved]:
     if not journal.is_file():
         raise ConfigError(f"{folder}: holds no session.journal; give the folder of a session")
     try:
-        reading = _Reading(config_of(session_start(journal)))
+        config = config_of(session_start(journal))
+        reading = _Reading(config, _proposed_units(config, journal))
         for record in Log(journal):
             if record.kind in ("proposal", "response"):
                 try:
@@ -90,12 +93,52 @@ def evolutions(folder: Path) -> list[Evolved]:
                     continue  # an unreadable record was left out live as well
     except ReplayError as error:
         raise ConfigError(f"{folder}: {error}") from error
-    return [one for one in reading.found.values() if one.images]
+    found = [one for one in reading.found.values() if one.images]
+    _give_pictures(journal, [i for one in found for i in (*one.best(PICTURED), *one.first(PICTURED))])
+    return found
+
+
+def _give_pictures(journal: Path, images: list[Image]) -> None:
+    """Read the pictures of some images: those of all would not fit into memory for a long session."""
+    wanted = {image.stimulus_id: image for image in images}
+    for record in Log(journal):
+        if record.kind != "proposal":
+            continue
+        try:
+            document = record.entry.document
+        except BadDocument:
+            continue
+        assert isinstance(document, Proposal)  # noqa: S101 - by its kind
+        for stimulus in document.stimuli:
+            image = wanted.get(stimulus.id)
+            if image is not None and image.frame is None and isinstance(stimulus.spec, LatentImage):
+                image.frame = np.array(document.frames[stimulus.spec.row])
+
+
+def _proposed_units(config: Config, journal: Path) -> dict[int, tuple[str, ...]]:
+    """Return the units that phases were proposed, by phase: no config names them, the logged scores do."""
+    phases = {k for k, p in enumerate(config.phases) if isinstance(p, EvolvePhase) and p.units == "proposed"}
+    titles: dict[int, dict[int, str]] = {}
+    for record in Log(journal) if phases else ():
+        if record.kind != "model_updated":
+            continue
+        try:
+            document = record.entry.document
+        except BadDocument:
+            continue  # an unreadable record was left out live as well
+        if isinstance(document, ModelUpdated) and document.phase in phases:
+            for score in document.scores:
+                if (said := NAME.match(score.stimulus_id)) and score.source in COUNTS:
+                    titles.setdefault(int(said[1]), {})[int(said[2] or 0)] = score.target
+    return {
+        phase: tuple(dict.fromkeys(of[number].split(" at ")[0] for number in sorted(of)))
+        for phase, of in titles.items()
+    }
 
 
 class _Reading:
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, proposed: dict[int, tuple[str, ...]]) -> None:
+        self._config, self._units = config, proposed
         self.found: dict[tuple[int, int], Evolved] = {}
 
     def take(self, document: object) -> None:
@@ -109,14 +152,14 @@ class _Reading:
                     one.images[document.stimulus_id].values.append(value)
 
     def _of(self, name: str) -> Evolved | None:
-        said = re.match(r"p(\d+)-(?:t(\d+)-)?(?:g|bet)", name)
+        said = NAME.match(name)
         if said is None:
             return None
         phase, number = int(said[1]), int(said[2] or 0)
         settings = self._config.phases[phase] if phase < len(self._config.phases) else None
         if not isinstance(settings, EvolvePhase):
             return None
-        objectives = settings.objectives()  # units that it was proposed stand in no config: they are left out
+        objectives = settings.objectives(self._units.get(phase, ()))
         if number >= len(objectives):
             return None
         return self.found.setdefault((phase, number), Evolved(phase, objectives[number]))
@@ -130,12 +173,7 @@ class _Reading:
                 continue
             row = stimulus.spec.row
             one.generator = stimulus.spec.generator
-            one.images[stimulus.id] = Image(
-                stimulus.id, proposal.generation, np.array(proposal.latents[row]), np.array(proposal.frames[row])
-            )
-            newest = list(one.images.values())
-            if len(newest) > KEPT_FRAMES:
-                newest[-KEPT_FRAMES - 1].frame = None
+            one.images[stimulus.id] = Image(stimulus.id, proposal.generation, np.array(proposal.latents[row]))
 
 
 def saved_codes(start: SavedStart) -> tuple[SavedCodes, ...]:

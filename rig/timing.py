@@ -8,11 +8,14 @@ from rig.config.sources import LslCalciumSource, LslCountSource, TracesWireSourc
 FRAMES_S = 1.0
 
 
-def window_end_s(config: Config) -> float:
-    """Return when the last of the windows of a response, and of its time course, ends, s from the onset."""
+def window_end_s(config: Config, window_s: tuple[float, float] | None = None) -> float:
+    """Return when the last of the windows of a response, and of its time course, ends, s from the onset.
+
+    `window_s`: the response window, None for that of the config.
+    """
     responses = config.responses
     base = responses.baseline
-    ends = [responses.window_s[1]]
+    ends = [(window_s or responses.window_s)[1]]
     ends += [base.window_s[1]] if base.kind != "none" else []
     ends += [responses.psth.window_s[1]] if responses.psth is not None else []
     return max(ends)
@@ -26,9 +29,9 @@ def lag_s(config: Config) -> float:
     return FRAMES_S if isinstance(neural, LslCountSource) else 0.0
 
 
-def patience_s(config: Config) -> float:
+def patience_s(config: Config, window_s: tuple[float, float] | None = None) -> float:
     """Return the time from an onset flip after which a response without complete data is scored missing, s."""
-    return window_end_s(config) + lag_s(config) + config.responses.timeout_s
+    return window_end_s(config, window_s) + lag_s(config) + config.responses.timeout_s
 
 
 def drain_s(config: Config) -> float:

@@ -134,10 +134,12 @@ def natural_bank(mean_level: float = 128.0, contrast: float = 0.25) -> Bank:
     Give the session's background as `mean_level` and the generator's contrast as `contrast`: then an evolved image
     can beat a reference by its pattern only.
     """
-    return Bank("natural", {name: _opener(crop) for name, crop in NATURAL.items()}, (mean_level, contrast))
+    return Bank("natural", {name: opener(crop) for name, crop in NATURAL.items()}, (mean_level, contrast))
 
 
-def _opener(crop: Crop) -> Callable[[], Image.Image]:
+def opener(crop: Crop) -> Callable[[], Image.Image]:
+    """Return what opens a square of a photograph; opening raises FileNotFoundError where its package is not there."""
+
     def read() -> Image.Image:
         # The packages are found, not imported: importing them takes seconds and brings nothing here.
         spec = find_spec(crop.package)

@@ -78,8 +78,10 @@ class Made:
 
 
 class _Paper:
-    def __init__(self, folder: Path, generations: int, seed: int, lose: tuple[float, ...], photodiode: bool) -> None:
-        self.text = CONFIG.format(generations=generations, line="0" if photodiode else "null")
+    def __init__(
+        self, folder: Path, generations: int, seed: int, lose: tuple[float, ...], photodiode: bool, config: str = CONFIG
+    ) -> None:
+        self.text = config.format(generations=generations, line="0" if photodiode else "null")
         self.config = parse(self.text)
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(self.text)
@@ -293,7 +295,15 @@ class _Paper:
 
 
 def paper_session(
-    folder: Path, generations: int = 2, seed: int = 1, lose: tuple[float, ...] = (), photodiode: bool = True
+    folder: Path,
+    generations: int = 2,
+    seed: int = 1,
+    lose: tuple[float, ...] = (),
+    photodiode: bool = True,
+    config: str = CONFIG,
 ) -> Made:
-    """Record a session into the new `folder`; at each of `lose` (s after its start) a block's messages are lost."""
-    return _Paper(folder, generations, seed, lose, photodiode).run()
+    """Record a session into the new `folder`; at each of `lose` (s after its start) a block's messages are lost.
+
+    `config` may hold {line} and {generations}.
+    """
+    return _Paper(folder, generations, seed, lose, photodiode, config).run()

@@ -13,15 +13,17 @@ from models.agents import build_from_config
 from models.server import WANTS, ModelServer
 from models.truth import build
 from models.twin import fit, reduced
-from models.what_if import Generation, closed_loop, decode, would_show
+from models.what_if import Generation, closed_loop, decode, evolving, facts, facts_in_words, would_show
 from rig.bench.long_session import LongSession
 from rig.cli import app
 from rig.config.reading import parse
 from rig.config.session import Config
+from rig.config.targets import Target
 from rig.display.places import places
 from rig.messages import Proposal, Response, SessionStart
 from rig.recording.journal import read_all
-from rig.replay.counterfactual import alternative, counterfactual, folder_name, misses, verdict
+from rig.replay.counterfactual import alternative, counterfactual, folder_name
+from rig.replay.counterfactual_figures import misses, verdict
 from rig.replay.counterfactual_page import write
 from rig.replay.model_side import WhatIf
 from rig.replay.recorded import Pictures, read
@@ -29,7 +31,23 @@ from rig.replay.records import ReplayError
 from stimuli.search.ga import PRESETS, XDreamGA
 
 ROOT = Path(__file__).parent.parent
-MODELS = WhatIf(reduced=reduced, fit=fit, would_show=would_show, decode=decode, closed_loop=closed_loop)
+
+
+def server_of(config: Config) -> ModelServer:
+    return ModelServer(build_from_config(config), len(config.phases), config.presentation.repeats_of_unusable)
+
+
+MODELS = WhatIf(
+    reduced=reduced,
+    fit=fit,
+    wants=WANTS,
+    facts=lambda config, entries, before: facts(server_of(config), entries, before),
+    facts_in_words=facts_in_words,
+    evolving=evolving,
+    would_show=would_show,
+    decode=decode,
+    closed_loop=closed_loop,
+)
 EVOLVE = {"agent": "evolve", "unit": "E03#0", "preset": "plos2020", "generations": 5, "references": 3}
 PRESENT = {"agent": "present", "images": ["natural", "gratings"], "count": 12, "repeats": 2}
 
@@ -41,7 +59,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw |= {"phases": [PRESENT, EVOLVE], "stimulus": {"size_deg": 4}}
     text = yaml.safe_dump(raw)
     config = parse(text)
-    server = ModelServer(build_from_config(config), len(config.phases), config.presentation.repeats_of_unusable)
+    server = server_of(config)
     neurons = build(config.animal, *places(config).angles)
     folder = tmp_path_factory.mktemp("made") / "session"
     return LongSession(folder, config, text, server, WANTS, neurons, 1).run(3.0)
@@ -77,7 +95,8 @@ def test_what_was_recorded_is_read_as_it_was_told(journal: Path, config: Config)
     told = {
         r.stimulus_id: r.rate_hz[unit] for r in responses if r.proposal == proposal.proposal and r.role == "candidate"
     }
-    assert generations[2].scores(unit).tolist() == [told[name] for name in generations[2].ids]
+    values = generations[2].values(Target(unit="E03#0"), config.responses.units)
+    assert values.tolist() == [told[name] for name in generations[2].ids]
     assert np.array_equal(generations[2].codes, proposal.latents[: len(generations[2].ids)])
     # Each trial's picture is that of its stimulus.
     k = next(k for k, r in enumerate(responses) if r.stimulus_id == generations[2].ids[5])
@@ -95,6 +114,8 @@ def test_one_step_is_the_step_of_that_optimiser(config: Config) -> None:
     assert not np.array_equal(found, other)
     many = rng.standard_normal((33, 297), dtype=np.float32)  # another population than the preset's
     assert would_show(config, 1, many, rng.normal(10, 5, 33), 3).shape == many.shape
+    fewer = parse(yaml.safe_dump(config.model_dump(mode="json")).replace("plos2020", "invivo"))  # keeps ten
+    assert would_show(fewer, 1, many[:10], rng.normal(10, 5, 10), 3).shape == (10, 297)
 
 
 def test_an_agent_climbs_a_twin_that_it_can_climb(journal: Path, config: Config) -> None:
@@ -104,13 +125,13 @@ def test_an_agent_climbs_a_twin_that_it_can_climb(journal: Path, config: Config)
     longer = config.model_copy(
         update={"phases": (config.phases[0], config.phases[1].model_copy(update={"generations": 12}))}
     )
-    draw = Pictures(config, reduced)
-    run = closed_loop(longer, 1, twin, draw, 0, None)
+    world = (), {("E03#0", None): twin}, Pictures(config, reduced).at
+    run = closed_loop(longer, 1, *world, 0, None)["p1"]
     assert len(run) == 12
     assert run[-1].mean > run[0].mean
-    again = closed_loop(longer, 1, twin, draw, 0, None)
+    again = closed_loop(longer, 1, *world, 0, None)["p1"]
     assert [g.mean for g in again] == [g.mean for g in run]
-    assert [g.mean for g in closed_loop(longer, 1, twin, draw, 1, 3)] != [g.mean for g in run[:3]]
+    assert [g.mean for g in closed_loop(longer, 1, *world, 1, 3)["p1"]] != [g.mean for g in run[:3]]
     assert all(g.best >= g.mean for g in run)
 
 
@@ -129,7 +150,7 @@ def test_the_page_stands_beside_the_session_and_the_journal_is_untouched(journal
     assert set(steps) == {"recorded, other seed", "other", "reseeded"}
     assert [row["generation"] for row in steps["other"]] == [1, 2, 3, 4]
     figures = json.loads((tmp_path / "out" / "counterfactual.json").read_text())
-    assert figures["phases"][0]["twin"]["trials"] == phase["twin"]["trials"]
+    assert figures["phases"][0]["twins"]["E03#0"]["trials"] == phase["twins"]["E03#0"]["trials"]
     text = page.read_text()
     assert "E03#0" in text
     assert all(warning.split(":")[0] in text for warning in phase["warnings"])
@@ -138,7 +159,7 @@ def test_the_page_stands_beside_the_session_and_the_journal_is_untouched(journal
     assert "minus recorded" in text
     assert text.count("n = 2") >= 8
     for name in ("held_out", "ceiling", "later"):
-        r, (low, high) = phase["twin"][f"{name}_r"], phase["twin"][f"{name}_ci"]
+        r, (low, high) = phase["twins"]["E03#0"][f"{name}_r"], phase["twins"]["E03#0"][f"{name}_ci"]
         assert low <= high
         assert low - 0.2 < r < high + 0.2
         assert f"{r:.2f} [{low:.2f}, {high:.2f}]" in text

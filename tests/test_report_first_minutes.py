@@ -14,8 +14,9 @@ CONFIG = {
     "stimulus": {"center_deg": [0, 0], "size_deg": 10},
     "responses": {"window_s": [0.05, 0.15], "psth": {}},
     "phases": [
-        {"agent": "map", "place": {"center_deg": [1, 0], "size_deg": 16}},
+        {"agent": "map", "place": {"center_deg": [1, 0], "size_deg": 16}, "widest_interval": 0.3},
         {"agent": "screen", "least_reliability": 0.5, "least_driven_hz": 5, "chance": 0.01},
+        {"agent": "evolve"},
     ],
 }
 MAPPED = {
@@ -42,6 +43,7 @@ def session(*reports: dict[str, float]) -> Session:
     made = SimpleNamespace(
         units=["a<b", "c", "d"],
         config=CONFIG,
+        window_s=lambda _: (0.05, 0.15),
         rate_unit="spikes/s",
         column=lambda _: phases,
         texts=lambda _: texts,
@@ -59,7 +61,12 @@ def test_fields_are_listed_with_what_is_not_known_of_them() -> None:
     assert "Images of 6.0 degrees at (2.0, -1.0) suit them, 1.5 degrees smaller than asked for" in page
     assert "moved" not in page
     assert "a&lt;b" in page
-    assert "2.03 ± 0.10" in page
+    assert "2.03 ± 0.20" in page
+    assert "no: its place is not known well enough" not in page
+    unsure = mapping(session(MAPPED | {"c: unsure": 1.0, "c: on_hz": 1.0, "c: off_hz": 1.0}), 0, figureless)
+    assert "no: its place is not known well enough" in unsure
+    assert "5.00" in unsure
+    assert "than 0.3 diameters" in unsure
     assert "&lt; 0.0001" in page
     assert "[fields_0 drawn]" in page
     assert "5.00" not in page  # no place is given for a field that is not there
@@ -72,7 +79,10 @@ def test_fields_are_listed_with_what_is_not_known_of_them() -> None:
 def test_units_are_listed_with_the_reasons_against_them() -> None:
     page = screening(session(MAPPED, SCREENED), 1)
     assert "1 unit is proposed</b>, of 3" in page
-    assert "from 60 to 160 ms after the onset; responses were measured from 50 to 150 ms" in page
+    assert "from 60 to 160 ms after the onset; the responses judged here were measured from 50 to 150 ms" in page
+    assert "Later phases go on with that window" in page
+    locked = screening(session(MAPPED, SCREENED | {"window_locked": 1.0}), 1)
+    assert "Later phases measure in the window found" in locked
     assert "0.90 (0.80 to 0.95)" in page
     assert "no: does not respond; fires too little" in page
     assert "no: never seen" in page
@@ -83,3 +93,13 @@ def test_a_phase_that_did_not_end_says_so() -> None:
     unfinished = session({"generation": 2.0}, {"generation": 1.0})
     assert "no field was fitted" in mapping(unfinished, 0, figureless)
     assert "no unit was judged" in screening(unfinished, 1)
+
+
+def test_units_that_changed_are_named_with_what_they_answer_now() -> None:
+    figures = {"gain": 0.3, "gain_se": 0.05, "level": 0.4, "level_se": 0.1, "tuning": 0.25, "tuning_se": 0.1}
+    weak = {f"watch, a<b: {name}": value for name, value in figures.items()}
+    weak |= {"watched": 1.0, "changed": 1.0, "watch, a<b: changed, answers less than half as much": 1.0}
+    page = screening(session(MAPPED, SCREENED, weak), 1)
+    assert "<b>answers less than half as much</b>" in page
+    assert "0.30 ± 0.10" in page
+    assert "Are they still what they were" not in screening(session(MAPPED, SCREENED, {"mean": 3.0}), 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image as Picture
 from typer.testing import CliRunner
 
 from models.agents import build_from_config
@@ -17,10 +18,11 @@ from rig.config.evolution import SavedStart
 from rig.config.phases import EvolvePhase
 from rig.config.reading import ConfigError, parse
 from rig.encoding import encode, encode_entry
-from rig.messages import Document, Entry, Envelope, Proposal, Response
-from rig.recording.journal import JournalWriter
-from rig.saved_evolution import evolutions, with_saved
-from rig.similarity import compare, cosine, pixel_correlation, ssim
+from rig.messages import Document, Entry, Envelope, ModelUpdated, Proposal, Response
+from rig.recording.journal import JournalWriter, read_all
+from rig.saved_evolution import Image, evolutions, with_saved
+from rig.similarity import alike, compare, cosine, each_pair, in_words, orientation_energy, pixel_correlation, ssim
+from tests.test_counterfactual_targets import recorded as in_session
 from tests.test_snapshot import session_start
 
 CONFIG = """
@@ -98,6 +100,9 @@ def test_a_session_s_evolutions_are_read_with_codes_pictures_and_scores(days: tu
         mean = np.mean([np.mean(i.values) for i in one.images.values() if i.values])
         assert np.mean(best[0].values) > mean
         assert {i.generation for i in one.first(5)} == {0}
+        pictured = [i for i in one.images.values() if i.frame is not None]  # of a long session not all, but these
+        assert all(i in pictured for i in (*one.best(5), *one.first(5)))
+        assert len(pictured) < len(one.images)
 
 
 def test_a_saved_start_is_the_other_session_s_best_codes_and_needs_it_never_again(
@@ -177,7 +182,31 @@ def test_similarity_by_hand() -> None:
     assert cosine(np.array([1, 0], np.float32), np.array([1, 1], np.float32)) == pytest.approx(2**-0.5)
 
 
-def test_two_days_of_the_same_target_are_more_alike_than_their_starts(days: tuple[Path, Path]) -> None:
+def test_orientation_energy_knows_orientation_and_place_and_no_phase() -> None:
+    x = np.arange(64)
+
+    def bars(across: bool, phase: float, where: slice = slice(None)) -> Image:
+        wave = 127.5 + 100 * np.sin(2 * np.pi * 4 * x / 64 + phase)
+        frame = np.full((64, 64), 127.5)
+        whole = np.tile(wave, (64, 1)) if across else np.tile(wave[:, None], (1, 64))
+        frame[where] = whole[where]
+        return Image("i", 0, np.zeros(3, np.float32), np.repeat(frame.astype(np.uint8)[:, :, None], 3, axis=2))
+
+    one, shifted, turned = bars(True, 0.0), bars(True, np.pi), bars(False, 0.0)
+    top, bottom = bars(True, 0.0, slice(0, 32)), bars(True, 0.0, slice(32, 64))
+    assert one.frame is not None
+    assert orientation_energy(one.frame).shape == (3 * 6 * 8 * 8,)
+    same, other = alike([one], [shifted], True), alike([one], [turned], True)
+    assert same.pixels < -0.9
+    assert same.energy > 0.9
+    assert other.energy < 0.5
+    assert alike([top], [bottom], True).energy < alike([top], [top], True).energy - 0.3
+    assert "codes" not in each_pair([one], [shifted], False)
+
+
+def test_two_days_of_the_same_target_are_more_alike_than_their_starts(
+    days: tuple[Path, Path], tmp_path: Path
+) -> None:
     found = {one.target: one for one in compare(evolutions(days[0]), evolutions(days[1]))}
     assert set(found) == {"u0", "u1"}
     for one in found.values():
@@ -186,8 +215,33 @@ def test_two_days_of_the_same_target_are_more_alike_than_their_starts(days: tupl
         assert one.start.codes is not None
         assert one.top.codes > one.start.codes + 0.1
         assert one.top.pairs == 25
+        assert one.other is not None
+        assert one.top.pixels > one.other.pixels + 0.1
+        low, high = one.chance["pixels"]
+        assert low < one.start.pixels < high < one.top.pixels
+        assert "are more alike than 97.5 % of chance pairs by pixels r" in in_words(one)
     result = CliRunner().invoke(app, ["compare-evolutions", *map(str, days), "--json"])
     assert result.exit_code == 0, result.output
     assert {row["target"] for row in json.loads(result.output)} == {"u0", "u1"}
+    sheet = tmp_path / "both.png"
+    result = CliRunner().invoke(app, ["compare-evolutions", *map(str, days), "--picture", str(sheet)])
+    assert result.exit_code == 0, result.output
+    assert "more alike than 97.5 % of chance" in result.output
+    with Picture.open(sheet) as picture:
+        assert picture.size[0] > 1000
     result = CliRunner().invoke(app, ["compare-evolutions", str(days[0]), "nowhere"])
     assert result.exit_code == 2
+
+
+def test_units_that_were_proposed_are_found_by_their_names(tmp_path: Path) -> None:
+    screen = {"agent": "screen", "images": ["natural", "gratings"], "count": 16, "repeats": 8, "chance": 0.2,
+              "least_reliability": 0.0, "least_driven_hz": 0.0}  # fmt: skip
+    evolve = {"agent": "evolve", "units": "proposed", "most_units": 2, "generations": 1, "references": 2,
+              "optimiser": {"type": "xdream", "preset": "plos2020", "population": 10}}  # fmt: skip
+    journal = in_session(tmp_path / "session", [screen, evolve], 1.2)
+    proposals = [e.document for e in read_all(journal, frozenset({"model_updated"}))]
+    named = {s.target for d in proposals if isinstance(d, ModelUpdated) and d.phase == 1 for s in d.scores}
+    assert named
+    found = evolutions(journal.parent)
+    assert {one.target.title for one in found} == named
+    assert all(image.values for one in found for image in one.best(3))

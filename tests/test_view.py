@@ -231,7 +231,7 @@ ELSEWHERE = {
     "pause": set(),
     "model_updated": {"scores"},
     "work_done": set(),
-    "phase_ended": set(),
+    "phase_ended": {"window_s"},
     "process_started": set(),
 }
 TABLE = {

@@ -9,18 +9,20 @@ from typing import Protocol
 
 import numpy as np
 
-from models.agents.carried import Carried, fields_of, place_of
+from models.agents.carried import Carried, fields_of, locked_of, place_of
 from models.agents.confirm import Confirm, fixed_set
 from models.agents.evolve_setup import NATURAL, Shape, build_evolve
 from models.agents.map import Map
 from models.agents.present import Present
-from models.agents.screen import Screen
+from models.agents.screen import Screen, Timing
 from models.agents.types import F64, Agent
+from rig.config.inception import InceptionPhase
 from rig.config.phases import ConfirmPhase, EvolvePhase, MapPhase, PresentPhase, ScreenPhase
 from rig.config.places import angles_of, rect_of, usual
 from rig.config.session import Config
 from stimuli.bank import Bank, folder_bank, natural_bank
 from stimuli.spec import BankImage, Grating, Place, Stimulus
+from stimuli.tiles import built_in_banks
 
 AnyPhase = PresentPhase | EvolvePhase | ConfirmPhase
 
@@ -54,8 +56,26 @@ def build_from_config(config: Config) -> Build:
                 return Map(phase, phase_index, units, here, display.background, shape(here), refusal, rng)
             stimuli = _fixed_set(phase, phase_index, banks, angles, rng)
             fields, psth = fields_of(carried), config.responses.psth
-            return Screen(phase, phase_index, stimuli, units, shape(here), rng, place, here, fields, psth)
+            window_s = locked_of(carried) or config.responses.window_s
+            timing = None if psth is None else Timing(psth, window_s, lambda found_s: _refused(config, found_s))
+            return Screen(phase, phase_index, stimuli, units, shape(here), rng, place, here, fields, timing)
+        if isinstance(phase, InceptionPhase):
+            return inception(phase, phase_index, shape(here), place)
         return build(phase, phase_index, config.seed, units, angles, display.background, banks, carried, place, shape)
+
+    def inception(
+        phase: InceptionPhase, phase_index: int, its_shape: tuple[int, int], place: Place | None
+    ) -> Agent:
+        from models.agents.inception_setup import build_inception  # torch: 2 s that only these need
+
+        drawn = {**banks, **built_in_banks(float(display.background), config.natural_contrast)}  # as the rig draws them
+        rng = np.random.default_rng([config.seed, phase_index])
+        if unknown := [name for name in phase.images if name not in drawn]:
+            raise ValueError(f"phases.{phase_index}.images: no image bank named {unknown[0]!r}")
+        pools = [_bank_stimuli(name, drawn[name].names) for name in phase.images]
+        pools = [[pool[k] for k in rng.permutation(len(pool))] for pool in pools]
+        units, grey = config.responses.units, display.background
+        return build_inception(phase, phase_index, units, its_shape, grey, drawn, pools, rng, place)
 
     def shape(its: Place | None) -> tuple[int, int]:
         rect = rect_of(display, usual(config.stimulus) if its is None else its)
@@ -71,7 +91,18 @@ def build_from_config(config: Config) -> Build:
     return make
 
 
-def placed(phase: AnyPhase | MapPhase | ScreenPhase, phase_index: int, carried: tuple[Carried, ...]) -> Place | None:
+def _refused(config: Config, window_s: tuple[float, float]) -> str:
+    """Return why responses could not be measured in a window that was found in the session, "" if they can."""
+    why, base = [*config.window_mistakes(window_s)], config.responses.baseline
+    if base.kind != "none" and base.window_s[0] < window_s[1] and window_s[0] < base.window_s[1] - 1e-9:
+        span = f"{base.window_s[0] * 1e3:.0f} to {base.window_s[1] * 1e3:.0f} ms"
+        why.append(f"responses.baseline.window_s, {span}, holds the beginning of the answer; end it earlier")
+    return "; ".join(why)
+
+
+def placed(
+    phase: AnyPhase | MapPhase | ScreenPhase | InceptionPhase, phase_index: int, carried: tuple[Carried, ...]
+) -> Place | None:
     """Return where the images of a phase lie; None: where the config's `stimulus` says.
 
     Raises ValueError where they are to lie as mapped, and no earlier phase found a place.

@@ -39,7 +39,7 @@ class Nominated:
     target: str
     """Title of the objective that it was made for, one of `Carried.targets`."""
     source: str
-    """What it is: "evolved" or "start"."""
+    """What it is: "evolved" or "start"; of an inception phase the kind: "mei" or a control."""
     stimulus: Stimulus
     generator: str
     code: F32
@@ -70,6 +70,18 @@ class EvolutionEnd:
     """(latent,) the optimiser's search mean, if it has one."""
 
 
+@dataclass(frozen=True)
+class Screened:
+    """What a screen measured of all scored units, for those who watch some of them later."""
+
+    units: tuple[str, ...]
+    """In the order of the responses."""
+    reliability: F64
+    """(unit,) of the mean rates of its references, 0 to 1; NaN where too little was measured."""
+    blank_hz: F64
+    """(unit,) mean rate to blanks."""
+
+
 class Leaves(TypedDict, total=False):
     """What an agent may leave: any of the fields of `Carried`."""
 
@@ -78,6 +90,8 @@ class Leaves(TypedDict, total=False):
     places: dict[str, Place]
     units: tuple[str, ...]
     window_s: tuple[float, float] | None
+    locked_s: tuple[float, float] | None
+    screened: Screened | None
     targets: tuple[Target, ...]
     images: tuple[Nominated, ...]
     references: tuple[Measured, ...]
@@ -102,6 +116,9 @@ class Carried:
     """Units that it proposes, the best first."""
     window_s: tuple[float, float] | None = None
     """Response window that it found, s from the onset."""
+    locked_s: tuple[float, float] | None = None
+    """Response window of all phases after it, s from the onset; None: as before it."""
+    screened: Screened | None = None
     targets: tuple[Target, ...] = ()
     """Objectives that it evolved images for."""
     images: tuple[Nominated, ...] = ()
@@ -119,6 +136,8 @@ class Carried:
             "places": {name: _place_state(one) for name, one in self.places.items()},
             "units": list(self.units),
             "window_s": None if self.window_s is None else list(self.window_s),
+            "locked_s": None if self.locked_s is None else list(self.locked_s),
+            "screened": None if self.screened is None else {**vars(self.screened), "units": list(self.screened.units)},
             "targets": [target.model_dump(mode="json") for target in self.targets],
             "images": [
                 {**vars(n), "stimulus": n.stimulus.model_dump(mode="json"), "place": _place_state(n.place)}
@@ -134,7 +153,6 @@ class Carried:
     @staticmethod
     def restored(state: dict[str, Any]) -> "Carried":
         """Return what `state` was taken of."""
-        window = state["window_s"]
         return Carried(
             phase=state["phase"],
             agent=state["agent"],
@@ -142,7 +160,9 @@ class Carried:
             fields={name: Place.model_validate(one) for name, one in state["fields"].items()},
             places={name: Place.model_validate(one) for name, one in state["places"].items()},
             units=tuple(state["units"]),
-            window_s=None if window is None else (window[0], window[1]),
+            window_s=_span(state["window_s"]),
+            locked_s=_span(state["locked_s"]),
+            screened=None if (s := state["screened"]) is None else Screened(**{**s, "units": tuple(s["units"])}),
             targets=tuple(Target.model_validate(t) for t in state["targets"]),
             images=tuple(
                 Nominated(**{**n, "stimulus": Stimulus.model_validate(n["stimulus"]), "place": _place(n["place"])})
@@ -162,6 +182,10 @@ def _place_state(place: Place | None) -> dict[str, Any] | None:
 
 def _place(state: dict[str, Any] | None) -> Place | None:
     return None if state is None else Place.model_validate(state)
+
+
+def _span(state: list[float] | None) -> tuple[float, float] | None:
+    return None if state is None else (state[0], state[1])
 
 
 def placed_id(name: str, place: Place | None, unless: Place | None) -> str:
@@ -198,6 +222,11 @@ def units_of(carried: Sequence[Carried]) -> tuple[str, ...]:
 def window_of(carried: Sequence[Carried]) -> tuple[float, float] | None:
     """Return the newest response window that a phase left, s; None if none did."""
     return next((c.window_s for c in reversed(carried) if c.window_s is not None), None)
+
+
+def locked_of(carried: Sequence[Carried]) -> tuple[float, float] | None:
+    """Return the response window that the newest phase with one has locked, s; None if none did."""
+    return next((c.locked_s for c in reversed(carried) if c.locked_s is not None), None)
 
 
 def references_of(carried: Sequence[Carried]) -> tuple[Measured, ...]:

@@ -52,7 +52,7 @@ class Evolution:
         """Evolve with `optimiser` through `generator`; identities of images begin with `prefix`."""
         self.target, self.optimiser, self.generator, self.place = target, optimiser, generator, place
         self.drift = drift
-        self._prefix = prefix
+        self.prefix = prefix
         self._name = re.compile(rf"{re.escape(prefix)}-g(\d+)-c(\d+)")
         self.generation = -1
         self._first_ids: list[int] = []  # the first code identity that each generation may have made
@@ -76,7 +76,7 @@ class Evolution:
     def name(self, code_id: int) -> str:
         """Return the identity of an image for life: the generation that made its code, and its number there."""
         generation = bisect_right(self._first_ids, code_id) - 1
-        return f"{self._prefix}-g{generation:03d}-c{code_id - self._first_ids[generation]:02d}"
+        return f"{self.prefix}-g{generation:03d}-c{code_id - self._first_ids[generation]:02d}"
 
     def code_of(self, name: str) -> int | None:
         """Return the code of an image, None if it is not one of this evolution."""
@@ -197,7 +197,7 @@ class Evolution:
         out = []
         for code_id in asked.code_ids:
             generation = bisect_right(first, code_id) - 1
-            out.append(f"{self._prefix}-g{generation:03d}-c{code_id - first[generation]:02d}")
+            out.append(f"{self.prefix}-g{generation:03d}-c{code_id - first[generation]:02d}")
         return out
 
     # --- the end ------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class Evolution:
         """Return the images on which the optimiser bets, best first, then some of the first generation."""
         out = []
         for k, one in enumerate(self.optimiser.nominate(NOMINATED)):
-            name = f"{self._prefix}-bet{k}" if one.code_id is None else self.name(one.code_id)
+            name = f"{self.prefix}-bet{k}" if one.code_id is None else self.name(one.code_id)
             how = "the optimiser's bet: a code that was never shown" if one.code_id is None else "the optimiser's bet"
             error = np.nan if one.standard_error is None else one.standard_error
             estimate = self.target.sign * one.estimate

@@ -3,7 +3,9 @@
 A batch is one pass over both rasters of `models.agents.sparse_noise`, in random order: each position once in white
 and once in black. Every frame is new: frames that came twice would share their accidental neighbours, which
 no statistics of noise knows of. After a third of the presentations the fields found so far say where smaller squares
-are worth it. The end of the phase leaves fields and places to the phases that follow.
+are worth it. After the last response the fields are fitted, which takes seconds for many units and so is a work of its
+own; they, and the places that they ask for, are left to the phases that follow. A field whose place is not known well
+enough is none.
 """
 
 import copy
@@ -15,10 +17,10 @@ import numpy as np
 from models.agents.carried import Leaves
 from models.agents.ledger import Ledger
 from models.agents.placing import Placement, around, region_of
-from models.agents.receptive_field import ReceptiveField, ShownSquare, fit
+from models.agents.receptive_field import ReceptiveField, ShownSquare, Steps, fitting
 from models.agents.selection import false_discoveries
 from models.agents.sparse_noise import Raster, one_pass
-from models.agents.types import F64, Batch, Told
+from models.agents.types import F64, Batch, Told, Work, nothing
 from rig.config.phases import MapPhase
 from rig.messages import ImageScore, Slot
 from stimuli.spec import Patches, Place, Square, Stimulus
@@ -26,13 +28,14 @@ from stimuli.spec import Patches, Place, Square, Stimulus
 CLOSER_AFTER = 1 / 3  # of the presentations
 LEAST_PASSES = 4  # that must have been shown before
 WORTH_A_LOOK = 0.001  # p below which a field counts for where to look more closely; no claim is made of it
-LOOK_UNITS = 4  # in one step
 LEAST_SQUARES = 6  # along each side of the part that is looked at more closely
 MOST_OF_ALL = 0.8  # of the mapped side: a closer look at more than that would be none
 SMALLEST = 0.5  # squares of the closer look, of those before
 LEAST_FRAMES = 40  # of a batch: passes over a small part are shown together
 TAIL = 1 / 3  # of a batch, while which the next one is made
 KEPT_BLOCKS = 2  # whose responses may still come
+SURE = 1.96  # standard deviations to each side: a 95 % interval
+DIAMETER = 4.0  # of a field, in sigma
 FIGURES = ("right_deg", "up_deg", "sigma_deg", "right_sd_deg", "up_sd_deg", "sigma_sd_deg", "on_hz", "off_hz", "p")
 
 
@@ -72,18 +75,19 @@ class Map:
         self._blocks: list[int] = []
         self._rates: list[F64] = []
         self._found: list[ReceptiveField | None] | None = None  # of the data so far, once asked for
+        self._concluded = False
 
     # --- the contract -------------------------------------------------------------------------------------------------
 
-    def ask(self) -> "Pass":
-        """Return the computation of the next batch."""
+    def ask(self) -> Work:
+        """Return the computation of the next batch; after the last one, that of the fields."""
         self._ledger.require_main_told()
-        return Pass(self)
+        return Conclusion(self) if self._all_told() else Pass(self)
 
     def tell(self, told: Sequence[Told]) -> None:
         """Take outcomes; a presentation without a response is left out of the fit."""
-        self._found = None
         for row, _ in self._ledger.take(told):
+            self._found = None
             if row.rate_hz is None:
                 self._missing += 1
                 continue
@@ -95,25 +99,28 @@ class Map:
             self._rates.append(np.array(row.rate_hz, np.float64))
 
     def report(self) -> dict[str, float]:
-        """Return figures; those of units once everything was told.
+        """Return figures; those of units once their fields were fitted.
 
         usable, missing: presentations; closer_deg: side of the part that is mapped with smaller squares; fields: units
         with a receptive field; image_right_deg, image_up_deg, image_size_deg: where images are to lie, and
         image_shrunk_deg, image_moved_deg what was done to fit them into the screen. For each unit, after its name:
         field (1 there is one, 0 not); p of none; right_deg, up_deg and sigma_deg with their standard deviations; on_hz
-        and off_hz. Figures without data are left out.
+        and off_hz; interval, the half-width of the centre's 95 % interval in diameters of the field; unsure (1 there is
+        one, but that is too wide). Figures without data are left out.
         """
         out = {"generation": float(max(self._block, 0)), "usable": float(len(self._rates))}
         out["missing"] = float(self._missing)
         if self._closer is not None:
             out["closer_deg"] = self._closer.size_deg
-        if not self._all_told():
+        if not self._concluded:
             return out
         there = self._there()
         out["fields"] = float(sum(there))
-        for name, field, real in zip(self.units, self._fields(), there, strict=True):
+        for name, field, seen, real in zip(self.units, self._fields(), self._seen(), there, strict=True):
             out[f"{name}: field"] = float(real)
             if field is not None:
+                out[f"{name}: interval"] = interval(field)
+                out[f"{name}: unsure"] = float(seen and not real)
                 figures = {figure: float(getattr(field, figure)) for figure in FIGURES}
                 out |= {f"{name}: {figure}": value for figure, value in figures.items() if np.isfinite(value)}
         placement = self._placement()
@@ -124,10 +131,13 @@ class Map:
         return out
 
     def finished(self) -> str | None:
-        """Return why mapping ends and what it found; None before the last main presentation was told."""
-        if not self._all_told():
+        """Return why mapping ends and what it found; None before the fields were fitted."""
+        if not self._all_told() or not self._concluded:
             return None
-        of = f"{sum(self._there())} of {len(self.units)} units have a receptive field"
+        there = sum(self._there())
+        of = f"{there} of {len(self.units)} units have a receptive field"
+        if unsure := sum(self._seen()) - there:
+            of += f", {unsure} more have one whose place is not known well enough"
         return f"{self._planned} frames were shown; {of}; {self._placement().words}"
 
     def scored(self) -> tuple[ImageScore, ...]:
@@ -155,6 +165,7 @@ class Map:
             "open": {name: [block, squares.copy()] for name, (block, squares) in self._open.items()},
             "shown": np.array(self._shown, np.float64).reshape(-1, squares, 4),
             "blocks": list(self._blocks),
+            "concluded": self._concluded,
             "rates": np.array(self._rates, np.float64).reshape(-1, len(self.units)),
         }
 
@@ -168,34 +179,51 @@ class Map:
         self._open = {name: (block, np.array(s, np.float64)) for name, (block, s) in state["open"].items()}
         self._shown, self._rates = list(np.array(state["shown"])), list(np.array(state["rates"]))
         self._blocks = list(state["blocks"])
-        self._found = None
+        self._concluded, self._found = state["concluded"], None
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _all_told(self) -> bool:
         return self._planned >= self.phase.presentations and self._ledger.main_told
 
-    def fields_now(self, units: slice, first_look: bool) -> list[ReceptiveField | None]:
-        """Return what the data so far say of the fields of some units."""
+    def fitting(self, out: list[ReceptiveField | None], first_look: bool) -> Steps:
+        """Put what the data so far say of the fields into `out`, in steps of about ten milliseconds."""
         if not self._shown:
-            return [None for _ in self.units[units]]
+            out[:] = [None for _ in self.units]
+            return
         shown = [
             [ShownSquare(float(r), float(u), float(d), int(s)) for r, u, d, s in squares if np.isfinite(r)]
             for squares in self._shown
         ]
         # The shuffles of the test are no choice of the agent: the same data give the same figures.
         rng = np.random.default_rng(self.phase_index)
-        blocks, rates = np.array(self._blocks, np.int64), np.array(self._rates)[:, units]
-        return fit(shown, blocks, rates, self.place.center_deg, self.place.size_deg, rng, first_look)
+        blocks, rates = np.array(self._blocks, np.int64), np.array(self._rates)
+        yield from fitting(out, shown, blocks, rates, self.place.center_deg, self.place.size_deg, rng, first_look)
+
+    def conclude(self, found: list[ReceptiveField | None]) -> None:
+        """Take over the fields."""
+        self._concluded, self._found = True, found
+
+    def nothing(self) -> Batch:
+        """Return the batch of the work that concludes the phase."""
+        return nothing(self._block, self.frame_shape)
 
     def _fields(self) -> list[ReceptiveField | None]:
-        if self._found is None:
-            self._found = self.fields_now(slice(None), first_look=False)
+        if self._found is None:  # after a restart, or where a response came late
+            self._found = []
+            for _ in self.fitting(self._found, first_look=False):
+                pass
         return self._found
 
-    def _there(self) -> list[bool]:
+    def _seen(self) -> list[bool]:
         """Return whether each unit has a receptive field: false ones are `phase.chance` of those, over all units."""
         return false_discoveries([np.nan if f is None else f.p for f in self._fields()], self.phase.chance)
+
+    def _there(self) -> list[bool]:
+        """Return whether each unit has one whose place is known."""
+        most = self.phase.widest_interval
+        pairs = zip(self._seen(), self._fields(), strict=True)
+        return [seen and field is not None and interval(field) <= most for seen, field in pairs]
 
     def _squares_around(self) -> dict[str, Place]:
         """Return the receptive fields that are there: centre and diameter, 4 sigma, degrees."""
@@ -236,10 +264,15 @@ class Map:
         self._ledger.open(batch)
 
 
+def interval(field: ReceptiveField) -> float:
+    """Return the half-width of the 95 % interval of a field's centre, in diameters of the field."""
+    return SURE * max(field.right_sd_deg, field.up_sd_deg) / (DIAMETER * field.sigma_deg)
+
+
 def as_place(field: ReceptiveField) -> Place:
     """Return a field as a square: its centre, and its diameter of 4 sigma."""
     center = (round(field.right_deg, 3), round(field.up_deg, 3))
-    return Place(center_deg=center, size_deg=max(round(4 * field.sigma_deg, 3), 1e-3))
+    return Place(center_deg=center, size_deg=max(round(DIAMETER * field.sigma_deg, 3), 1e-3))
 
 
 class Pass:
@@ -250,7 +283,8 @@ class Pass:
         self.steps = 0
         self._agent = agent
         self._block, self._planned, self._looked, self._closer, self._rng = agent.snapshot()
-        self._fields: list[Place] = []
+        self._fields: list[ReceptiveField | None] = []
+        self._looking: Steps | None = None
         self._batch: Batch | None = None
         self._taken = False
 
@@ -282,15 +316,16 @@ class Pass:
         return batch
 
     def _look(self) -> None:
-        """Look at the fields of some more units; after the last ones decide where to look more closely."""
-        agent, done = self._agent, self.steps
-        units = slice(done * LOOK_UNITS, (done + 1) * LOOK_UNITS)
-        found = agent.fields_now(units, first_look=True)
-        self._fields += [as_place(f) for f in found if f is not None and f.p <= WORTH_A_LOOK]
-        if units.stop >= len(agent.units):
-            least = LEAST_SQUARES * SMALLEST * self._whole().square_deg
-            self._closer = region_of(self._fields, agent.place, least, MOST_OF_ALL)
-            self._looked = True
+        """Look a little further at the fields; after the last one decide where to look more closely."""
+        agent = self._agent
+        if self._looking is None:
+            self._looking = agent.fitting(self._fields, first_look=True)
+        if next(self._looking, "done") is None:
+            return
+        least = LEAST_SQUARES * SMALLEST * self._whole().square_deg
+        fields = [as_place(f) for f in self._fields if f is not None and f.p <= WORTH_A_LOOK]
+        self._closer = region_of(fields, agent.place, least, MOST_OF_ALL)
+        self._looked = True
 
     def _whole(self) -> Raster:
         """Return the raster over the whole mapped part."""
@@ -331,3 +366,34 @@ class Pass:
             final=last,
             place=agent.place,
         )
+
+
+class Conclusion:
+    """The work of fitting all fields; what it makes shows nothing."""
+
+    def __init__(self, agent: Map) -> None:
+        """Fit what was told to `agent`, which is not touched before the result is taken."""
+        self.steps = 0
+        self._agent = agent
+        self._fields: list[ReceptiveField | None] = []
+        self._work = agent.fitting(self._fields, first_look=False)
+        self._done = False
+
+    def step(self) -> bool:
+        """Fit a little; return True when all fields are fitted. Further calls change nothing."""
+        if not self._done:
+            self.steps += 1
+            self._done = next(self._work, "done") is not None
+        return self._done
+
+    def peek(self) -> Batch:
+        """Return the batch, which shows nothing."""
+        if not self._done:
+            raise RuntimeError("the fields are not fitted yet; call step until it returns True")
+        return self._agent.nothing()
+
+    def result(self) -> Batch:
+        """Return the batch; the agent has concluded."""
+        batch = self.peek()
+        self._agent.conclude(self._fields)
+        return batch

@@ -15,7 +15,7 @@ import numpy as np
 
 from models.agents.carried import Leaves, Measured
 from models.agents.ledger import Ledger
-from models.agents.types import F32, F64, U8, Batch, Told
+from models.agents.types import F32, F64, U8, Batch, Told, Work
 from rig.messages import (
     ImageScore,
     Role,
@@ -76,7 +76,7 @@ class Present:
         self._known = np.zeros((len(stimuli) + 1, units), np.int64)  # presentations in the sum, for each unit
         self._missing = 0
 
-    def ask(self) -> "Shuffle":
+    def ask(self) -> Work:
         """Return the computation of the next block."""
         self._ledger.require_main_told()
         return Shuffle(self)

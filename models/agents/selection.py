@@ -15,6 +15,7 @@ I64 = npt.NDArray[np.int64]
 
 SPLITS = 100
 RESAMPLES = 200
+AT_ONCE = 100_000  # single responses that are split in one step: a few milliseconds
 INTERVAL = (2.5, 97.5)  # percent
 TOP = 0.2  # of the images count as those that drive a unit
 LEAST_IMAGES, LEAST_REPEATS = 3, 2
@@ -45,31 +46,63 @@ class Selectivity:
     presentations: int
 
 
+class Measuring:
+    """The measures of one unit, in steps of a few milliseconds."""
+
+    def __init__(self, rate_hz: F64, blank_hz: F64, rng: np.random.Generator) -> None:
+        """Measure rates to images (image, repeat) and to blanks (presentation,); halves are drawn from `rng`."""
+        self._rate_hz, self._rng = rate_hz, rng
+        self._blank_hz = blank_hz[np.isfinite(blank_hz)]
+        self._halves: list[tuple[F64, F64]] = []  # means of halves, some splits each
+        self._splits = 0
+        self._low_high: tuple[float, float] | None = None
+        self.result: Selectivity | None = None
+        """None before the last step."""
+
+    def step(self) -> bool:
+        """Take one step; return True when finished."""
+        if self.result is None and self._splits < SPLITS:
+            splits = min(SPLITS - self._splits, max(1, AT_ONCE // max(self._rate_hz.size, 1)))
+            self._halves.append(_halves(self._rate_hz, splits, self._rng))
+            self._splits += splits
+        elif self._low_high is None:
+            self._low_high = _interval(*self._all_halves(), self._rng)
+        elif self.result is None:
+            self.result = self._measured(*self._low_high)
+        return self.result is not None
+
+    def _all_halves(self) -> tuple[F64, F64]:
+        a, b = (np.concatenate([halves[k] for halves in self._halves]) for k in (0, 1))
+        return a, b
+
+    def _measured(self, low: float, high: float) -> Selectivity:
+        rows = [row[np.isfinite(row)] for row in self._rate_hz]
+        everything = np.concatenate(rows) if rows else np.empty(0)
+        means = np.array([row.mean() if len(row) else np.nan for row in rows])
+        blank_mean = float(self._blank_hz.mean()) if len(self._blank_hz) else float("nan")
+        a, b = self._all_halves()
+        return Selectivity(
+            p_blank=_p_blank(everything, self._blank_hz),
+            p_tuned=_p_tuned([row for row in rows if len(row) >= LEAST_REPEATS]),
+            reliability=float(_reliability(a, b, np.ones((1, len(means))))[0]),
+            reliability_low=low,
+            reliability_high=high,
+            sparseness=_sparseness(means - (blank_mean if len(self._blank_hz) else 0.0)),
+            mean_hz=float(everything.mean()) if len(everything) else float("nan"),
+            blank_hz=blank_mean,
+            driven_hz=_driven(a, b) - (blank_mean if len(self._blank_hz) else 0.0),
+            best=int(np.nanargmax(means)) if np.isfinite(means).any() else -1,
+            presentations=len(everything),
+        )
+
+
 def measure(rate_hz: F64, blank_hz: F64, rng: np.random.Generator) -> Selectivity:
     """Return the measures of one unit from its rates to images (image, repeat) and to blanks (presentation,)."""
-    blank = blank_hz[np.isfinite(blank_hz)]
-    counts = np.isfinite(rate_hz).sum(axis=1)
-    rows = [row[np.isfinite(row)] for row in rate_hz]
-    enough = [row for row in rows if len(row) >= LEAST_REPEATS]
-    everything = np.concatenate(rows) if rows else np.empty(0)
-    means = np.array([row.mean() if len(row) else np.nan for row in rows])
-    nan = float("nan")
-    blank_mean = float(blank.mean()) if len(blank) else nan
-    halves = _halves(rate_hz, rng)
-    low, high = _interval(rate_hz, halves, rng)
-    return Selectivity(
-        p_blank=_p_blank(everything, blank),
-        p_tuned=_p_tuned(enough),
-        reliability=_reliability(halves, np.arange(len(rate_hz))),
-        reliability_low=low,
-        reliability_high=high,
-        sparseness=_sparseness(means - (blank_mean if len(blank) else 0.0)),
-        mean_hz=float(everything.mean()) if len(everything) else nan,
-        blank_hz=blank_mean,
-        driven_hz=_driven(halves) - (blank_mean if len(blank) else 0.0),
-        best=int(np.nanargmax(means)) if np.isfinite(means).any() else -1,
-        presentations=int(counts.sum()),
-    )
+    measuring = Measuring(rate_hz, blank_hz, rng)
+    while not measuring.step():
+        pass
+    assert measuring.result is not None  # noqa: S101 - the last step made it
+    return measuring.result
 
 
 def false_discoveries(p: Sequence[float], rate: float) -> list[bool]:
@@ -113,10 +146,10 @@ def _p_tuned(rows: list[F64]) -> float:
     return float(stats.kruskal(*rows).pvalue)
 
 
-def _halves(rate_hz: F64, rng: np.random.Generator) -> tuple[F64, F64]:
+def _halves(rate_hz: F64, splits: int, rng: np.random.Generator) -> tuple[F64, F64]:
     """Return the means of random halves of each image's repeats, each (split, image); NaN for images with one."""
     known = np.isfinite(rate_hz)
-    key = np.where(known, rng.random((SPLITS, *rate_hz.shape)), 2.0)  # missing repeats rank last
+    key = np.where(known, rng.random((splits, *rate_hz.shape)), 2.0)  # missing repeats rank last
     rank = np.argsort(np.argsort(key, axis=2), axis=2)
     half = known.sum(axis=1)[:, None] // 2
     values = np.nan_to_num(rate_hz)
@@ -127,25 +160,36 @@ def _halves(rate_hz: F64, rng: np.random.Generator) -> tuple[F64, F64]:
     return np.where(half.T > 0, a, np.nan), np.where(half.T > 0, b, np.nan)
 
 
-def _reliability(halves: tuple[F64, F64], images: I64) -> float:
-    """Return the mean over splits of the corrected correlation between halves, over `images`; 0 without variance."""
-    a, b = halves[0][:, images], halves[1][:, images]
-    there = np.isfinite(a[0])
-    if there.sum() < LEAST_IMAGES:
-        return float("nan")
-    a, b = a[:, there], b[:, there]
+def _reliability(a: F64, b: F64, weight: F64) -> F64:
+    """Return (set,) the mean over splits of the corrected correlation between halves `a` and `b` (split, image).
+
+    `weight` (set, image) is how often a set has each image. 0 without variance, NaN for a set of too few images.
+    """
+    there = np.isfinite(a[0]) if len(a) else np.zeros(0, np.bool_)
+    a, b, weight = a[:, there], b[:, there], weight[:, there]
+    if not there.any():
+        return np.full(len(weight), np.nan)
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-    norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    r = np.where(norm > 0, (a * b).sum(axis=1) / np.where(norm > 0, norm, 1.0), 0.0)
+    count = np.maximum(weight.sum(axis=1, keepdims=True), 1.0)
+
+    def products(x: F64, y: F64) -> F64:  # (set, split): sums of products around the set's means
+        return np.asarray(weight @ (x * y).T - (weight @ x.T) * (weight @ y.T) / count)
+
+    norm = np.sqrt(np.maximum(products(a, a), 0.0) * np.maximum(products(b, b), 0.0))
+    some = norm > 1e-9 * np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    r = np.where(some, products(a, b) / np.where(some, norm, 1.0), 0.0)
     # The mean comes first: the correction of single splits blows up where r is near -1.
-    return float(spearman_brown(np.clip(r.mean(), -0.9, 1.0)))
+    out = spearman_brown(np.clip(r.mean(axis=1), -0.9, 1.0))
+    return np.where(weight.sum(axis=1) >= LEAST_IMAGES, out, np.nan)
 
 
-def _interval(rate_hz: F64, halves: tuple[F64, F64], rng: np.random.Generator) -> tuple[float, float]:
-    count = len(rate_hz)
+def _interval(a: F64, b: F64, rng: np.random.Generator) -> tuple[float, float]:
+    count = a.shape[1]
     if count < LEAST_IMAGES:
         return float("nan"), float("nan")
-    found = np.array([_reliability(halves, rng.integers(count, size=count)) for _ in range(RESAMPLES)])
+    drawn = rng.integers(count, size=(RESAMPLES, count))
+    weight = np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(np.float64)
+    found = _reliability(a, b, weight)
     found = found[np.isfinite(found)]
     if not len(found):
         return float("nan"), float("nan")
@@ -162,9 +206,8 @@ def _sparseness(means: F64) -> float:
     return float((1 - r.mean() ** 2 / square) / (1 - 1 / len(r)))
 
 
-def _driven(halves: tuple[F64, F64]) -> float:
-    """Return the mean rate to the top images of one half, measured in the other, over splits: no luck in it."""
-    a, b = halves
+def _driven(a: F64, b: F64) -> float:
+    """Return the mean rate to the top images of half `a`, measured in `b`, over splits: no luck in it."""
     there = np.isfinite(a[0])
     if not there.any():
         return float("nan")

@@ -50,10 +50,14 @@ class TimeCourses:
         self._number: F64 = np.zeros((2, images, units))
         self._rate: F64 = np.zeros((2, images, units))
         self._count: F64 = np.zeros((2, images, units, bins))
+        self._baseline: F64 = np.zeros((images, units))
         self._square: F64 = np.zeros((units, bins))
 
-    def take(self, image: int, rate_hz: F64, psth: F64) -> None:
-        """Take rates (unit,) and counts (unit, bin) of one presentation; NaN for a unit that was not there."""
+    def take(self, image: int, rate_hz: F64, psth: F64, baseline_hz: F64 | None = None) -> None:
+        """Take rates (unit,) and counts (unit, bin) of one presentation; NaN for a unit that was not there.
+
+        `baseline_hz` (unit,) is what was subtracted from the rates, None for nothing.
+        """
         half = int(self._next[image])
         self._next[image] = 1 - half
         known = np.isfinite(rate_hz) & np.isfinite(psth).all(axis=1)
@@ -62,6 +66,16 @@ class TimeCourses:
         self._rate[half, image] += np.where(known, rate_hz, 0.0)
         self._count[half, image] += counts
         self._square += counts**2
+        if baseline_hz is not None:
+            self._baseline[image] += np.where(known, baseline_hz, 0.0)
+
+    def rates_hz(self, window_s: tuple[float, float]) -> F64:
+        """Return mean rates (image, unit), less the baseline, in the bins of a window; NaN where nothing was taken."""
+        edges = self.edges_s()
+        inside = (edges[:-1] >= window_s[0] - 1e-9) & (edges[1:] <= window_s[1] + 1e-9)
+        number = self._number.sum(axis=0)
+        counts = self._count[..., inside].sum(axis=(0, 3)) / (self._bin_s * max(int(inside.sum()), 1))
+        return np.where(number > 0, (counts - self._baseline) / np.maximum(number, 1), np.nan)
 
     def edges_s(self) -> F64:
         """Return the begins of the bins and the end of the last one (bin + 1,), s from the onset."""
@@ -102,7 +116,7 @@ class TimeCourses:
 
     def state(self) -> dict[str, Any]:
         """Return the sums."""
-        names = ("next", "number", "rate", "count", "square")
+        names = ("next", "number", "rate", "count", "square", "baseline")
         return {name: getattr(self, f"_{name}").copy() for name in names}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -110,6 +124,7 @@ class TimeCourses:
         self._next = np.array(state["next"], np.int64)
         self._number, self._rate = np.array(state["number"]), np.array(state["rate"])
         self._count, self._square = np.array(state["count"]), np.array(state["square"])
+        self._baseline = np.array(state["baseline"], np.float64)
 
     def _timed(self, answer: F64, error: F64) -> Course:
         edges = self.edges_s()

@@ -37,11 +37,17 @@ class Told:
     """Rate of each unit, spikes/s (unit,). None: not shown, not covered or not usable; NaN: unit never seen."""
     psth: F32 | None = None
     """Spikes of each unit in bins around the onset (unit, bin), as `responses.psth` says; None without it."""
+    baseline: F64 | None = None
+    """(unit,) what the baseline expected the response window to hold; with `psth` only."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What to show next; the server makes a Proposal of it."""
+    """What to show next; the server makes a Proposal of it.
+
+    An empty `plan` shows nothing and becomes no Proposal: the work only concluded the phase, whose `finished` then says
+    why it ends. Only after a batch without a tail.
+    """
 
     generation: int
     stimuli: tuple[Stimulus, ...]
@@ -49,7 +55,7 @@ class Batch:
     tail_from: int
     """Index into `plan`, 1 <= tail_from <= len(plan): the next batch is computed while the rest is shown."""
     fallback: tuple[int, ...]
-    """Indices into `stimuli` to show if the next batch is late; never empty."""
+    """Indices into `stimuli` to show if the next batch is late; never empty where there is a plan."""
     frames: U8
     """(frame, y, x, rgb): finished frames of the latent stimuli."""
     latents: F32
@@ -58,6 +64,12 @@ class Batch:
     """Perhaps no batch follows in this phase: the rig then waits instead of falling back. `Agent.finished` decides."""
     place: Place | None = None
     """Where all its images lie; None: where the config's `stimulus` says. The frames have the shape of it."""
+
+
+def nothing(generation: int, frame_shape: tuple[int, int]) -> Batch:
+    """Return the batch of a work that concludes a phase."""
+    none = np.empty((0, *frame_shape, 3), np.uint8)
+    return Batch(generation, (), (), 0, (), none, np.empty((0, 0), np.float32), final=True)
 
 
 class Work(Protocol):

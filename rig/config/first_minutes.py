@@ -19,6 +19,11 @@ def mistakes(phases: Sequence[object], responses: Responses, banks: Iterable[str
             known = [*BUILT_IN_BANKS, *banks]
             for bank in sorted(set(phase.images) - set(known)):
                 yield f"phases.{k}.images: no bank {bank!r}; choose from {', '.join(known)} or add it to banks"
+            if phase.lock_window and responses.psth is None:
+                yield (
+                    f"phases.{k}.lock_window: the window is found from time courses, and there are none; add "
+                    "responses.psth, or leave lock_window out"
+                )
     if responses.psth is not None and not spikes:
         yield "responses.psth: the scored source sends no spikes; remove it"
 

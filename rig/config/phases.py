@@ -3,24 +3,17 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from rig.config.evolution import NaturalStart, SavedStart, Stop
 from rig.config.generators import AnyGenerator, DctGenerator
+from rig.config.inception import InceptionPhase
 from rig.config.optimisers import AnyOptimiser, XDream, with_preset_moved
 from rig.config.part import Part
+from rig.config.placing import PLACE, Placing
 from rig.config.targets import Target
 from stimuli.spec import Place
 
-
-def _kind_of_place(value: Any) -> str:
-    return "mapped" if isinstance(value, str) else "given"
-
-
-Placing = Annotated[
-    Annotated[Place, Tag("given")] | Annotated[Literal["mapped"], Tag("mapped")], Discriminator(_kind_of_place)
-]
-PLACE = "Where its images lie: center_deg and size_deg; mapped: as an earlier phase found; null: as `stimulus` says."
 REFERENCES, LEAST_REFERENCES = 0.15, 6  # share of the presentations of an evolution, and fewest images
 
 
@@ -170,6 +163,10 @@ class MapPhase(Part):
     chance: float = Field(
         default=0.01, gt=0, le=0.2, description="Largest expected fraction of false ones among the fields found."
     )
+    widest_interval: float = Field(
+        default=0.25, gt=0, le=2,
+        description="Largest half-width of the 95 % interval of a field's centre, in its diameters (4 sigma).",
+    )  # fmt: skip
     around: tuple[str, ...] = Field(
         default=(), description="Units around whose fields together later images lie; none: all that have a field."
     )
@@ -206,7 +203,12 @@ class ScreenPhase(Part):
     least_driven_hz: float = Field(
         default=5.0, ge=0, description="Smallest rate above blank to the fifth of the images that drive it most."
     )
+    lock_window: bool = Field(
+        default=False, description="Later phases measure responses in the window found here; asks for responses.psth."
+    )
     place: Placing | None = Field(default=None, description=PLACE)
 
 
-AnyPhase = Annotated[PresentPhase | EvolvePhase | ConfirmPhase | MapPhase | ScreenPhase, Field(discriminator="agent")]
+AnyPhase = Annotated[
+    PresentPhase | EvolvePhase | ConfirmPhase | MapPhase | ScreenPhase | InceptionPhase, Field(discriminator="agent")
+]

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from rig.config import first_minutes, places
 from rig.config.animal import Simulation
+from rig.config.inception import InceptionPhase
 from rig.config.outputs import (
     AnyOutput,
     Gates,
@@ -172,7 +173,7 @@ class Config(Part):
             yield f"sync.line: {self.sync.line} is the photodiode's line of {first.name}; use another"
 
     def _phase_mistakes(self) -> Iterator[str]:
-        for name in sorted(set(self.banks) & {"natural", "gratings"}):
+        for name in sorted(set(self.banks) & {"natural", "gratings", "tiles"}):
             yield f"banks.{name}: this name stands for a built-in bank; choose another"
         for k, phase in enumerate(self.phases):
             if isinstance(phase, EvolvePhase):
@@ -186,10 +187,26 @@ class Config(Part):
                     f"phases.{k}.generator.contrast: {contrast:g} cannot be reached around background "
                     f"{self.display.background}; use less than {0.75 * span / 127.5:.2f}"
                 )
+            if isinstance(phase, InceptionPhase):
+                yield from self._inception_mistakes(f"phases.{k}", phase)
             if isinstance(phase, PresentPhase):
                 known = ["natural", "gratings", *self.banks]
                 for bank in set(phase.images) - set(known):
                     yield f"phases.{k}.images: no bank {bank!r}; choose from {', '.join(known)} or add it to banks"
+
+    def _inception_mistakes(self, where: str, phase: InceptionPhase) -> Iterator[str]:
+        known = ["natural", "tiles", *self.banks]
+        for bank in [name for name in phase.images if name not in known]:
+            yield f"{where}.images: no bank {bank!r}; choose from {', '.join(known)} or add it to banks"
+        for name in [name for name in phase.units if name not in self.responses.units]:
+            units = ", ".join(self.responses.units)
+            yield f"{where}.units: {name!r} is not in responses.units ({units}); add it or choose another"
+        span = min(self.display.background, 255 - self.display.background)
+        if phase.contrast * 127.5 >= 0.75 * span:
+            yield (
+                f"{where}.contrast: {phase.contrast:g} cannot be reached around background {self.display.background}; "
+                f"use less than {0.75 * span / 127.5:.2f}"
+            )
 
     def _target_mistakes(self, where: str, phase: EvolvePhase, before: tuple[AnyPhase, ...]) -> Iterator[str]:
         if phase.units == "proposed" and not any(p.agent in PROPOSES_UNITS for p in before):
@@ -212,7 +229,7 @@ class Config(Part):
 
     def _rhythm_mistakes(self) -> Iterator[str]:
         rhythm, display = self.presentation, self.display
-        baseline, period_s = self.responses.baseline, rhythm.on_s + rhythm.off_s
+        period_s = rhythm.on_s + rhythm.off_s
         neural = self.sources[0]
         lit = isinstance(neural, NeuralSource) and neural.photodiode_line is not None
         photodiode = lit and display.patch is not None
@@ -226,21 +243,7 @@ class Config(Part):
                 f"responses.edge_tolerance_s: {self.responses.edge_tolerance_s:g} s reaches to the edge of the next "
                 f"image; use less than half of on_s + off_s, {period_s / 2:.3g} s"
             )
-        # Fluorescence may be summed far into the next images; a guest has a rhythm of its own.
-        free = self.guest is not None or isinstance(neural, TracesWireSource | LslCalciumSource)
-        next_s = period_s if rhythm.images_per_trial > 1 else rhythm.on_s + rhythm.inter_trial_s
-        if not free and self.responses.window_s[1] > next_s + SPIKES_AFTER_S:
-            yield (
-                f"responses.window_s: it ends {self.responses.window_s[1]:g} s after the onset, more than "
-                f"{SPIKES_AFTER_S:g} s after the next image came ({next_s:.3g} s): such spikes are not of this image; "
-                "the values are seconds, end it earlier"
-            )
-        if baseline.kind != "none" and period_s + baseline.window_s[0] < self.responses.window_s[1] - 1e-9:
-            yield (
-                f"responses.baseline: it begins {period_s + baseline.window_s[0]:.3g} s after the onset before, "
-                f"inside that image's response window (to {self.responses.window_s[1]:g} s), and would subtract the "
-                "response; lengthen presentation.off_s, move the window, or choose kind: none"
-            )
+        yield from self.window_mistakes(self.responses.window_s)
         rate_hz = 1 / (rhythm.on_s + rhythm.off_s)
         if rate_hz > self.limits.max_flicker_hz:
             yield (
@@ -254,6 +257,26 @@ class Config(Part):
                     f"presentation.{name}: {value:g} s is {frames:.2f} frames at {display.refresh_hz:g} Hz; "
                     f"use a whole number of frames, for example {max(least, round(frames)) / display.refresh_hz:.4f}"
                 )
+
+    def window_mistakes(self, window_s: tuple[float, float]) -> Iterator[str]:
+        """Yield what is wrong with a response window, s from the onset, in the rhythm of this config."""
+        rhythm, baseline, neural = self.presentation, self.responses.baseline, self.sources[0]
+        period_s = rhythm.on_s + rhythm.off_s
+        # Fluorescence may be summed far into the next images; a guest has a rhythm of its own.
+        free = self.guest is not None or isinstance(neural, TracesWireSource | LslCalciumSource)
+        next_s = period_s if rhythm.images_per_trial > 1 else rhythm.on_s + rhythm.inter_trial_s
+        if not free and window_s[1] > next_s + SPIKES_AFTER_S:
+            yield (
+                f"responses.window_s: it ends {window_s[1]:g} s after the onset, more than "
+                f"{SPIKES_AFTER_S:g} s after the next image came ({next_s:.3g} s): such spikes are not of this image; "
+                "the values are seconds, end it earlier"
+            )
+        if baseline.kind != "none" and period_s + baseline.window_s[0] < window_s[1] - 1e-9:
+            yield (
+                f"responses.baseline: it begins {period_s + baseline.window_s[0]:.3g} s after the onset before, "
+                f"inside that image's response window (to {window_s[1]:g} s), and would subtract the "
+                "response; lengthen presentation.off_s, move the window, or choose kind: none"
+            )
 
     def _place_mistakes(self) -> Iterator[str]:
         display, low, high = self.display, *self.limits.mean_level

@@ -23,7 +23,8 @@ from rig.links.peer import Peer
 from rig.messages import Fault
 from rig.provenance import process_started
 from rig.supervision.child import Stop, fail, say, shield
-from stimuli.bank import folder_bank, natural_bank
+from stimuli.bank import folder_bank
+from stimuli.tiles import built_in_banks
 
 NAME = "rig"
 WAIT_MS = 5
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         banks = {name: folder_bank(path) for name, path in config.banks.items()}
     except (ConfigError, OSError, ValueError) as error:
         return fail(f"{NAME}: {error}", "mend config.yaml as the message says")
-    banks["natural"] = natural_bank(float(config.display.background), config.natural_contrast)
+    banks |= built_in_banks(float(config.display.background), config.natural_contrast)
     display = config.display
     frames = FrameMaker(where, display.background, display.gamma, config.limits, banks)
     endpoint = f"tcp://{config.guest.bind}:{config.guest.port}"

@@ -23,7 +23,8 @@ from rig.outputs.lines import OutputError
 from rig.outputs.onset import OnsetLines
 from rig.provenance import process_started
 from rig.supervision.child import Stop, fail, say, shield
-from stimuli.bank import folder_bank, natural_bank
+from stimuli.bank import folder_bank
+from stimuli.tiles import built_in_banks
 
 NAME = "rig"
 FLUSH_S = 20.0  # long enough for a recorder that is being restarted
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         config, _ = load(options.folder / "config.yaml")
         where = places(config)
         banks = {name: folder_bank(path) for name, path in config.banks.items()}
-        banks["natural"] = natural_bank(float(config.display.background), config.natural_contrast)
+        banks |= built_in_banks(float(config.display.background), config.natural_contrast)
         display = config.display
         frames = FrameMaker(where, display.background, display.gamma, config.limits, banks)
         load_graphics()

@@ -1,12 +1,13 @@
 """Documents about what is chosen and shown: proposals, the model, prepared frames, presentations."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rig.documents.document import Document, F32Rows, I64Events, U8Frame, U8Frames
 from stimuli.spec import Place, Stimulus
 
+FARTHEST_S = 10.0  # from the onset to either end of a response window, as in `rig.config.scoring`
 Role = Literal["candidate", "reference", "reshow", "confirmation", "blank", "fallback"]
 
 
@@ -46,6 +47,16 @@ class PhaseEnded(Document):
     phase: int
     reason: str
     last: bool
+    window_s: tuple[float, float] | None = Field(
+        default=None,
+        description="Response window of every presentation recorded after this, s from the onset; None: as before.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.window_s is not None and not -FARTHEST_S <= self.window_s[0] < self.window_s[1] <= FARTHEST_S:
+            raise ValueError(f"window_s goes from {self.window_s[0]:g} to {self.window_s[1]:g} s")
+        return self
 
 
 class WorkDone(Document):

@@ -14,9 +14,10 @@ from rig.display.frames import FrameMaker
 from rig.display.places import places
 from rig.messages import Proposal
 from rig.preflight.result import Result
-from stimuli.bank import folder_bank, natural_bank
+from stimuli.bank import folder_bank
 from stimuli.limits import FLASH_AREA_SR, FLASH_STEP, SECOND_NS, FlashLimit, Light, Spot
 from stimuli.spec import Blank, Place, Stimulus
+from stimuli.tiles import built_in_banks
 
 MOST_PICTURES = 400  # a second or two of drawing; of more pictures an even choice is drawn
 NAMED = 6
@@ -57,7 +58,7 @@ def luminance(config: Config, figures: dict[str, Any]) -> Result:
 def _frame_maker(config: Config) -> FrameMaker:
     banks = {name: folder_bank(path) for name, path in config.banks.items()}
     background = config.display.background
-    banks["natural"] = natural_bank(float(background), config.natural_contrast)
+    banks |= built_in_banks(float(background), config.natural_contrast)
     return FrameMaker(places(config), background, config.display.gamma, config.limits, banks)
 
 

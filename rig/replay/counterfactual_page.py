@@ -38,12 +38,22 @@ def write(found: dict[str, Any], folder: Path) -> Path:
     banner = SIMULATED if found["simulated"] else ""
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{CSS}</style></head><body><h1>{title}</h1>{banner}{CAN}{''.join(parts)}</body></html>\n"
+        f"<style>{CSS}</style></head><body><h1>{title}</h1>{banner}{CAN}{''.join(parts)}{_scope(found)}</body></html>\n"
     )
     (folder / "counterfactual.json").write_text(json.dumps(_plain(found), indent=2) + "\n", encoding="utf-8")
     out = folder / "counterfactual.html"
     out.write_text(page, encoding="utf-8")
     return out
+
+
+def _scope(found: dict[str, Any]) -> str:
+    """Say what every agent was given, and what is left out and why."""
+    given = "".join(f"<li>{escape(words)}</li>" for words in found["given"]) or "<li>nothing</li>"
+    left_out = "".join(f"<li>{escape(words)}</li>" for words in found["left_out"]) or "<li>nothing</li>"
+    return (
+        f"<h2>Given to every agent, from earlier phases as recorded</h2><ul>{given}</ul>"
+        f"<h2>Left out, and why</h2><ul>{left_out}</ul>"
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -54,21 +64,31 @@ def _plain(value: Any) -> Any:
 
 
 def _phase(phase: dict[str, Any], unit: str, folder: Path) -> str:
-    number = phase["phase"] + 1
-    twin = phase["twin"]
+    number = f"{phase['phase'] + 1}{phase['part']}"
     warnings = "".join(f'<p class="verdict warn">{escape(w)}</p>' for w in phase["warnings"])
-    verdicts = "".join(f'<p class="verdict">{escape(v)}</p>' for v in phase["verdicts"])
-    facts = (
-        f"Twin: {twin['features']} features, {twin['images']} images, {twin['trials']} responses; held-out correlation "
-        f"{_with_interval(twin, 'held_out')}, noise ceiling {_with_interval(twin, 'ceiling')}, later images from "
-        f"earlier ones {_with_interval(twin, 'later')} (in brackets: 95 %, bootstrap over images)."
-    )
+    doubtful = " warn" if phase["warnings"] else ""
+    verdicts = "".join(f'<p class="verdict{doubtful}">{escape(v)}</p>' for v in phase["verdicts"])
+    facts = "<br>".join(_twin(name, twin) for name, twin in phase["twins"].items())
+    facts += "<br>In brackets: 95 %, bootstrap over images."
+    if phase["suppressed"]:
+        facts += " <b>This target was suppressed: the lower the better.</b>"
     curves = _figure(_curves(phase, unit), folder / f"closed_loop_phase{number}.png", "Closed loop against the twin.")
-    step = _figure(_steps(phase, unit), folder / f"one_step_phase{number}.png", "One step from the recorded data.")
+    step = ""
+    if any(phase["one_step"]["rows"].values()):
+        path = folder / f"one_step_phase{number}.png"
+        step = _figure(_steps(phase, unit), path, "One step from the recorded data.")
     left = "".join(f"<p>{escape(n)} is left out of one step: {escape(w)}.</p>" for n, w in _left_out(phase))
     return (
-        f"<h2>Phase {number}: {escape(phase['unit'])}</h2>{verdicts}{warnings}<p class=facts>{facts}</p>{curves}"
-        f"{_table(phase, unit, folder)}{step}{left}"
+        f"<h2>Phase {phase['phase'] + 1}: {escape(phase['unit'])}</h2>{verdicts}{warnings}<p class=facts>{facts}</p>"
+        f"{curves}{_table(phase, unit, folder)}{step}{left}"
+    )
+
+
+def _twin(name: str, twin: dict[str, Any]) -> str:
+    return (
+        f"Twin of {escape(name)}: {twin['features']} features, {twin['images']} images, {twin['trials']} responses; "
+        f"held-out correlation {_with_interval(twin, 'held_out')}, noise ceiling {_with_interval(twin, 'ceiling')}, "
+        f"later images from earlier ones {_with_interval(twin, 'later')}."
     )
 
 
@@ -133,7 +153,7 @@ def _table(phase: dict[str, Any], unit: str, folder: Path) -> str:
     head = ("agent", "best image", mean, best, "minus recorded", "unknown")
     rows = []
     for k, (name, run) in enumerate(phase["closed_loop"].items()):
-        path = folder / f"best_phase{phase['phase'] + 1}_{k}.png"
+        path = folder / f"best_phase{phase['phase'] + 1}{phase['part']}_{k}.png"
         imsave(path, run["best_frame"])
         apart = phase["final_difference"].get(name)
         less = "" if apart is None else f"{apart['mean']:+.1f} ± {apart['sem']:.1f} (n = {apart['runs']})"

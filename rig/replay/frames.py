@@ -13,7 +13,8 @@ from rig.display.places import places
 from rig.messages import Presented, Proposal, SessionStart, StimulusPrepared
 from rig.replay.records import Record, ReplayError, config_of
 from rig.replay.verdict import Verdict
-from stimuli.bank import Bank, folder_bank, natural_bank
+from stimuli.bank import Bank, folder_bank
+from stimuli.tiles import built_in_banks
 
 KEPT = 6  # proposals whose frames are in memory; the rig shows those of the newest two
 
@@ -24,7 +25,7 @@ def banks_of(config: Config) -> dict[str, Bank]:
         banks = {name: folder_bank(path) for name, path in config.banks.items()}
     except (ValueError, OSError) as error:
         raise ReplayError(f"{error}; the pictures of the session must be where they were") from error
-    banks["natural"] = natural_bank(float(config.display.background), config.natural_contrast)
+    banks |= built_in_banks(float(config.display.background), config.natural_contrast)
     return banks
 
 

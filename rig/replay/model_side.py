@@ -3,7 +3,7 @@
 `rig` never imports `models`; everything that learns or chooses comes in through `ModelSide`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.config.session import Config
+from rig.config.targets import Target
 from rig.messages import Document, Entry, WorkDone
-from stimuli.spec import AnySpec
+from stimuli.spec import AnySpec, Place
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -117,6 +118,21 @@ class AgainstTwin(Protocol):
     def unknown(self) -> float: ...  # noqa: D102
 
 
+class Evolving(Protocol):
+    """One evolution of a phase; `models.what_if.Evolving` is one."""
+
+    @property
+    def target(self) -> Target: ...  # noqa: D102
+    @property
+    def prefix(self) -> str: ...  # noqa: D102
+    @property
+    def place(self) -> Place | None: ...  # noqa: D102
+
+
+Picture = Callable[[AnySpec, Place | None], U8]
+Twins = Mapping[tuple[str, Place | None], Any]
+
+
 @dataclass(frozen=True)
 class WhatIf:
     """What a counterfactual takes from the models."""
@@ -128,12 +144,22 @@ class WhatIf:
 
     Raises ValueError.
     """
-    would_show: Callable[[Config, int, F32, F64, int], F32]
-    """Next codes of the optimiser of a config's phase, told codes and scores of a generation (its number last)."""
-    decode: Callable[[Config, int, F32], U8]
-    """Frames of codes, by the generator of a config's phase."""
-    closed_loop: Callable[[Config, int, Any, Callable[[AnySpec], U8], int, int | None], Sequence[AgainstTwin]]
-    """A phase against a twin: config, phase, twin, pictures of specs, number of the repeat, most generations."""
+    wants: frozenset[str]
+    """Kinds of documents that `facts` takes."""
+    facts: Callable[[Config, Iterable[Entry], int], Any]
+    """What the phases before a number left, by a config and the log's entries; only the models look inside."""
+    facts_in_words: Callable[[Any], list[str]]
+    """What is in them that an evolution may use."""
+    evolving: Callable[[Config, int, Any], Sequence[Evolving]]
+    """The evolutions of a config's phase, given such facts. Raises ValueError where it could not begin."""
+    would_show: Callable[[Config, int, F32, F64, int, int], F32]
+    """Next codes of the optimiser of a config's phase, told codes and scores of a generation (its number, the
+    target's)."""
+    decode: Callable[[Config, int, F32, Place | None], U8]
+    """Frames of codes at a place, by the generator of a config's phase."""
+    closed_loop: Callable[[Config, int, Any, Twins, Picture, int, int | None], Mapping[str, Sequence[AgainstTwin]]]
+    """A phase against twins, by the prefix of each evolution's images: config, phase, facts, twins by unit and place,
+    pictures of specs, number of the repeat, most generations."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rig.config.session import Config
+from rig.config.targets import Target
 from rig.display.places import places
 from rig.encoding import BadDocument
 from rig.messages import Proposal, Response
@@ -41,9 +42,19 @@ class RecordedGeneration:
     rates: dict[str, list[F64]] = field(default_factory=dict)
     """Usable responses (unit,) to each of its candidates, in this generation."""
 
-    def scores(self, unit: int) -> F64:
-        """Return the score (population,) that the agent was told; NaN where there was none."""
-        return np.array([self.rates[i][0][unit] if i in self.rates else np.nan for i in self.ids])
+    def of(self, prefix: str) -> "RecordedGeneration":
+        """Return the images whose identities begin with `prefix`: those of one target."""
+        own = [k for k, name in enumerate(self.ids) if name.startswith(prefix)]
+        ids = tuple(self.ids[k] for k in own)
+        return RecordedGeneration(self.generation, ids, self.codes[own], self.pictures[own], self.place, self.rates)
+
+    def values(self, target: Target, units: tuple[str, ...]) -> F64:
+        """Return the value (population,) of a target that the agent was told of each image; NaN where there was none.
+
+        `units` are the scored ones, in the order of the responses.
+        """
+        told = [float(target.value(self.rates[i][0], units)) if i in self.rates else np.nan for i in self.ids]
+        return np.array(told)
 
 
 @dataclass

@@ -81,6 +81,7 @@ class Session:
         if file.attrs.get("format") != FORMAT or file.attrs.get("format_version") != FORMAT_VERSION:
             raise NotASession(f"{file.filename} is not a session file of this program; make it with stimloop recover")
         self._file = file
+        self.aim = 1.0  # times the rate of the unit that a phase is about: the higher, the better the image
         self.name = str(file.attrs["session"])
         self.config_yaml = str(file.attrs["config_yaml"])
         self.config: dict[str, Any] = json.loads(file.attrs["config"] or "{}")
@@ -134,6 +135,8 @@ class Session:
         self.late_flips: I64 = table["late_flips"][:]
         self.dropped_frames: I64 = table["dropped_frames"][:]
         self.complete: Marks = table["complete"][:]
+        # (presentation, 3) centre right and up, and size of the image, degrees; NaN: as the config's `stimulus` says.
+        self.place: F64 = np.column_stack([table[c][:] for c in ("center_x_deg", "center_y_deg", "size_deg")])
         known = "refused" in table  # not in a file that an older version made
         self.refused: Marks = self._texts("presentations/refused") != "" if known else np.zeros_like(self.complete)
         self.flips = len(self._file["flips/flip_host_ns"])
@@ -222,6 +225,17 @@ class Session:
         rates = table["sample_rate_hz"][:][(table["source"][:] == names.index(source))]
         rates = rates[rates > 0]
         return float(rates[-1]) if len(rates) else 0.0
+
+    def window_s(self, phase: int | None = None) -> tuple[float, float] | None:
+        """Return the response window of a phase (None: the last), s: the config's, or what one before it locked."""
+        window_s = self.config.get("responses", {}).get("window_s")
+        ended = self._file["model/phases"]
+        if "window_end_s" in ended:  # older files know of no such thing
+            rows = zip(*(ended[name][:].tolist() for name in ("phase", "window_start_s", "window_end_s")), strict=True)
+            for number, start, end in rows:
+                if np.isfinite(end) and (phase is None or number < phase):
+                    window_s = start, end
+        return None if window_s is None else (window_s[0], window_s[1])
 
     def spikes_around(self, unit: str, rows: I64, window_s: tuple[float, float]) -> list[F64]:
         """Return, for each of the presentations `rows`, the spikes of a unit around its onset, in s from the onset."""

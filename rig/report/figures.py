@@ -45,10 +45,8 @@ STYLE: Any = {
 AROUND_S = (-0.1, 0.3)
 MARGIN_S = 0.05
 BIN_S = 0.01
-STRIP = 10
 ENOUGH_REPEATS = 20
 MOST_TRIALS = 60
-RUNNING = 5  # generations
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -64,101 +62,17 @@ def mean_sem(rates: F64) -> tuple[float, float]:
 
 
 def best_stimulus(session: Session, phase: int, unit: int, role: str) -> tuple[str, float] | None:
-    """Return the stimulus of a role with the highest mean rate, and that rate; None without usable responses."""
+    """Return the stimulus of a role with the best mean rate (the highest, as `Session.aim` says), and that rate.
+
+    None without usable responses.
+    """
     chosen = session.usable & (session.phase == phase) & (session.role == role) & np.isfinite(session.rate_hz[:, unit])
     ids = np.unique(session.stimulus_id[chosen])
     means = [float(np.mean(session.rate_hz[chosen & (session.stimulus_id == i), unit])) for i in ids]
-    return (str(ids[int(np.argmax(means))]), max(means)) if means else None
-
-
-def _with_unit(session: Session, rate: float) -> str:
-    """Return a rate with its unit, with as many digits as mean something."""
-    return f"{rate:.0f} {session.rate_unit}" if session.rate_unit == "spikes/s" else f"{rate:.2f} {session.rate_unit}"
-
-
-def evolution(session: Session, phase: int, restarts: Sequence[float] = ()) -> Figure | None:
-    """Draw rate against generation (from 1): candidates, re-shows of the best, references, blanks; and `restarts`."""
-    unit = session.unit_of(phase)
-    if not len(session.rates(unit, phase=phase)):
+    if not means:
         return None
-    figure = new_figure(8.5, 4.4)
-    axes = figure.subplots()
-    here = session.usable & (session.phase == phase) & np.isfinite(session.rate_hz[:, unit])
-    _line(axes, session, here & (session.role == "candidate"), unit, "candidates, mean ± s.e.m.", BLUE, "o")
-    _reshows(axes, session, here & (session.role == "reshow"), unit)
-    _line(axes, session, here & (session.role == "reference"), unit, "reference images, mean ± s.e.m.", GREEN, "^")
-    best = best_stimulus(session, phase, unit, "reference")
-    if best is not None:
-        axes.axhline(best[1], color=GREEN, linestyle="--", label="best reference image, mean")
-    blank = session.rates(unit, phase=phase, role="blank")
-    if len(blank):
-        axes.axhline(float(np.mean(blank)), color=GREY, linestyle=":", label=f"blank screen, mean of {len(blank)}")
-    axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-    for k, at in enumerate(restarts):
-        axes.axvline(at, color=PINK, linestyle="-.", linewidth=1.2, label="restart or resume" if not k else None)
-    axes.set_xlabel("generation")
-    axes.set_ylabel(f"rate of {session.units[unit]} above baseline ({session.rate_unit})")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside upper left", ncols=2)
-    return figure
-
-
-def _line(
-    axes: Axes, session: Session, chosen: npt.NDArray[np.bool_], unit: int, label: str, colour: str, marker: str
-) -> None:
-    generations = np.unique(session.generation[chosen & (session.generation >= 0)])
-    if not len(generations):
-        return
-    rows = [mean_sem(session.rate_hz[chosen & (session.generation == g), unit]) for g in generations]
-    mean, sem = np.array(rows).T
-    axes.plot(generations + 1, mean, color=colour, marker=marker, markersize=4.5, label=label)
-    axes.fill_between(generations + 1, mean - sem, mean + sem, color=colour, alpha=0.18, linewidth=0)
-
-
-def _reshows(axes: Axes, session: Session, chosen: npt.NDArray[np.bool_], unit: int) -> None:
-    """Draw the re-shows at the generation that made the image: few in each, so every one, and a running mean."""
-    if not chosen.any():
-        return
-    made = session.made_in_generation()[chosen]
-    rates = session.rate_hz[chosen, unit]
-    axes.plot(made + 1, rates, "s", color=ORANGE, markersize=4, fillstyle="none", markeredgewidth=0.9, alpha=0.8)
-    generations = np.unique(made)
-    mean = [float(np.mean(rates[np.abs(made - g) <= RUNNING // 2])) for g in generations]
-    label = f"best of its generation again (line: mean of {RUNNING})"
-    axes.plot(generations + 1, mean, color=ORANGE, label=label)
-
-
-def best_images(session: Session, phase: int) -> Figure | None:
-    """Draw the best image of up to ten generations, and the best reference, with their rates."""
-    unit = session.unit_of(phase)
-    here = (session.phase == phase) & (session.role == "candidate") & np.isfinite(session.rate_hz[:, unit])
-    generations = np.unique(session.generation[here])
-    if not len(generations):
-        return None
-    picked = generations[np.unique(np.linspace(0, len(generations) - 1, STRIP).round().astype(int))]
-    shown: list[tuple[str, str]] = []
-    for g in picked:
-        rows = np.flatnonzero(here & (session.generation == g))
-        top = rows[np.argmax(session.rate_hz[rows, unit])]
-        name = str(session.stimulus_id[top])
-        again = session.rates(unit, phase=phase, role="reshow", stimulus=name)
-        text = f"generation {g + 1}\n{_with_unit(session, session.rate_hz[top, unit])}"
-        repeated = f"\nagain {_with_unit(session, float(np.mean(again)))}\n(n={len(again)})" if len(again) else ""
-        shown.append((name, text + repeated))
-    best = best_stimulus(session, phase, unit, "reference")
-    if best is not None:
-        count = len(session.rates(unit, phase=phase, role="reference", stimulus=best[0]))
-        shown.append((best[0], f"best reference\n{_with_unit(session, best[1])}\nmean of {count}"))
-    columns = min(len(shown), 6)
-    rows_ = -(-len(shown) // columns)
-    figure = new_figure(8.5, 8.5 / 6 * rows_ * 1.65)
-    grid = figure.subplots(rows_, 6, squeeze=False).ravel()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, (name, text) in zip(grid, shown, strict=False):
-        draw_picture(axes, session, name)
-        axes.set_title(text, fontsize=8.5, fontweight="normal", loc="center")
-    return figure
+    best = int(np.argmax(session.aim * np.array(means)))
+    return str(ids[best]), means[best]
 
 
 def draw_picture(axes: Axes, session: Session, stimulus: str) -> None:
@@ -197,7 +111,7 @@ def raster_groups(session: Session, phase: int) -> tuple[int, list[Group]]:
     if not fixed.any() or (groups and role == "candidate"):
         return unit, groups
     ids = np.unique(session.stimulus_id[fixed])
-    means = [float(np.mean(session.rate_hz[fixed & (session.stimulus_id == i), unit])) for i in ids]
+    means = session.aim * np.array([np.mean(session.rate_hz[fixed & (session.stimulus_id == i), unit]) for i in ids])
     ends = [("best reference image" if groups else "best image", int(np.argmax(means)))]
     if not groups and len(ids) > 1:
         ends.append(("weakest image", int(np.argmin(means))))
@@ -216,7 +130,9 @@ def _evolved(session: Session, usable: npt.NDArray[np.bool_], unit: int) -> list
         first -= 1
     rows = again[made >= first]
     names = np.unique(session.stimulus_id[rows])
-    means = [float(np.mean(session.rate_hz[rows[session.stimulus_id[rows] == i], unit])) for i in names]
+    means = session.aim * np.array(
+        [np.mean(session.rate_hz[rows[session.stimulus_id[rows] == i], unit]) for i in names]
+    )
     span = f"generation {last + 1}" if first == last else f"generations {first + 1} to {last + 1}"
     return [Group(f"best images of {span}, shown again", str(names[int(np.argmax(means))]), rows)]
 
@@ -225,7 +141,7 @@ def around_s(session: Session) -> tuple[float, float]:
     """Return the time around the onset to draw: at least `AROUND_S`, and all of the config's windows."""
     responses = session.config.get("responses", {})
     baseline = responses.get("baseline", {})
-    windows = [responses.get("window_s") or AROUND_S]
+    windows = [session.window_s() or AROUND_S]
     if baseline.get("kind", "none") != "none":
         windows.append(baseline["window_s"])
     first = min(AROUND_S[0], *(w[0] - MARGIN_S for w in windows))
@@ -271,7 +187,7 @@ def raster(session: Session, phase: int) -> Figure | None:
 
 def mark_times(session: Session, all_axes: Sequence[Axes], around: tuple[float, float]) -> None:
     """Shade when the image was on and where the response was counted."""
-    window_s = session.config.get("responses", {}).get("window_s")
+    window_s = session.window_s()
     on_ms = float(np.median(session.offset_flip_host_ns - session.onset_flip_host_ns)) / 1e6
     for axes in all_axes:
         axes.set_xlim(around[0] * 1e3, around[1] * 1e3)

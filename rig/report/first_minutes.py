@@ -23,6 +23,9 @@ Draw = Callable[[str, Figure | None, str], str]  # name of the file, figure, cap
 MOST_UNITS = 200
 MOST_NAMED = 30  # fields whose units' names are written into the figure
 REJECTED = "rejected, "
+WATCHED = ("gain", "level", "tuning")
+CHANGED = "changed, "
+SURE = 1.96  # standard deviations to each side of a 95 % interval
 
 
 def last_report(session: Session, phase: int) -> Report:
@@ -61,15 +64,19 @@ def mapping(session: Session, phase: int, draw: Draw) -> str:
             rows.append([escape(unit), "not measured", *[""] * 6])
             continue
         there = one.get("field") == 1
-        where = [_pm(one, name) for name in ("right_deg", "up_deg", "sigma_deg")] if there else ["", "", ""]
-        added = [f"{one[name]:.1f}" for name in ("on_hz", "off_hz")] if there else ["", ""]
-        rows.append([escape(unit), "yes" if there else "no", *where, *added, _p(one["p"])])
+        known = there or one.get("unsure") == 1
+        where = [_pm(one, name) for name in ("right_deg", "up_deg", "sigma_deg")] if known else ["", "", ""]
+        added = [f"{one[name]:.1f}" for name in ("on_hz", "off_hz")] if known else ["", ""]
+        verdict = "yes" if there else "no: its place is not known well enough" if known else "no"
+        rows.append([escape(unit), verdict, *where, *added, _p(one["p"])])
     head = ["unit", "field", "right, degrees", "up, degrees", "sigma, degrees", "white adds", "black adds", "p"]
     out += as_table(head, rows, frozenset(range(2, 8)))
     return out + (
-        f"<p>± is the standard deviation of the fit. White and black: mean {escape(session.rate_unit)} that one such "
-        "square adds anywhere in the field. p: of so clear a field where there is none, searched for in all places and "
-        "sizes; a field counts where at most the configured share of such findings is expected to be false.</p>"
+        "<p>± reaches to the ends of the 95 % interval. White and black: mean "
+        f"{escape(session.rate_unit)} that one such square adds anywhere in the field. p: of so clear a field where "
+        "there is none, searched for in all places and sizes; a field counts where at most the configured share of "
+        "such findings is expected to be false, and where the interval of its centre is not wider"
+        f"{_widest(session, phase)}.</p>"
     )
 
 
@@ -89,7 +96,7 @@ def fields_figure(session: Session, phase: int, report: Report) -> Figure | None
     for unit, one in there.items():
         right, up = one["right_deg"], one["up_deg"]
         axes.add_patch(Circle((right, up), 2 * one["sigma_deg"], fill=False, color=BLUE, alpha=0.6, linewidth=1.2))
-        spread = 1.96 * one["right_sd_deg"], 1.96 * one["up_sd_deg"]
+        spread = SURE * one["right_sd_deg"], SURE * one["up_sd_deg"]
         axes.errorbar(right, up, xerr=spread[0], yerr=spread[1], color=ORANGE, linewidth=1.4)
         if len(there) <= MOST_NAMED:
             axes.annotate(unit, (right, up), textcoords="offset points", xytext=(4, 4), fontsize=8)
@@ -109,11 +116,13 @@ def screening(session: Session, phase: int) -> str:
     out += f"<p><b>{counted(number, 'unit is', 'units are')} proposed</b>, of {len(session.units)}."
     if "window_start_s" in report:
         start, end = report["window_start_s"] * 1e3, report["window_end_s"] * 1e3
-        used = [1e3 * t for t in session.config["responses"]["window_s"]]
+        used = [1e3 * t for t in session.window_s(phase) or (0.0, 0.0)]
         out += (
-            f" Together they answer from {start:.0f} to {end:.0f} ms after the onset; responses were measured from "
-            f"{used[0]:.0f} to {used[1]:.0f} ms (responses.window_s)."
+            f" Together they answer from {start:.0f} to {end:.0f} ms after the onset; the responses judged here were "
+            f"measured from {used[0]:.0f} to {used[1]:.0f} ms."
         )
+        locked = report.get("window_locked") == 1
+        out += " Later phases measure in the window found." if locked else " Later phases go on with that window."
     elif session.config["responses"].get("psth") is None:
         out += " No latency was measured: responses.psth asks for no time courses."
     else:
@@ -132,6 +141,36 @@ def screening(session: Session, phase: int) -> str:
         "half and measured in the other. p tuned: of all images giving the same; p blank: of images being as blanks. "
         f"Asked for: reliability {limits['least_reliability']:g} and above 0 in the whole interval, driven "
         f"{limits['least_driven_hz']:g}, at most {limits['chance']:.0%} false ones among the responsive units.</p>"
+    ) + watched(session, phase)
+
+
+def watched(session: Session, phase: int) -> str:
+    """Return what references said of the proposed units in the phases after a screen, up to the next screen."""
+    agents = [one["agent"] for one in session.config["phases"]]
+    end = next((k for k in range(phase + 1, len(agents)) if agents[k] == "screen"), len(agents))
+    phases = session.column("model/updates/phase").tolist()
+    reports = zip(phases, session.texts("model/updates/report"), strict=True)
+    later: list[Report] = [json.loads(text) for number, text in reports if phase < number <= end]
+    later = [report for report in later if "watched" in report]
+    if not later:
+        return ""
+    rows = []
+    for unit in session.units:
+        mine = [of_unit(report, f"watch, {unit}") for report in later]
+        mine = [one for one in mine if "gain" in one]
+        if not mine:
+            continue
+        figures = [f"{mine[-1][n]:.2f} ± {SURE * mine[-1][f'{n}_se']:.2f}" if n in mine[-1] else "" for n in WATCHED]
+        now = [name[len(CHANGED) :] for name in mine[-1] if name.startswith(CHANGED)]
+        ever = {name[len(CHANGED) :] for one in mine for name in one if name.startswith(CHANGED)} - set(now)
+        words = "; ".join([*now, *(f"at times {what}" for what in sorted(ever))])
+        rows.append([escape(unit), f"<b>{escape(words)}</b>" if words else "as at screening", *figures])
+    return (
+        "<h4>Are they still what they were?</h4>"
+        + as_table(["unit", "at the end", *WATCHED], rows, frozenset(range(2, 2 + len(WATCHED))))
+        + "<p>From references that were shown again, relative to their screening (a picture at another place: to its "
+        "own first presentations), with 95 % intervals. Gain: of the answers above blank; level: of their mean; "
+        "tuning: of the differences between images. Nothing was changed or dropped because of that.</p>"
     )
 
 
@@ -173,9 +212,15 @@ def _square(axes: Axes, center: tuple[float, float], size: float, colour: str, s
     axes.add_patch(patch)
 
 
+def _widest(session: Session, phase: int) -> str:
+    """Return how wide an interval of a field's centre may be; older configs do not say."""
+    widest = session.config["phases"][phase].get("widest_interval")
+    return " than asked for" if widest is None else f" to each side than {widest:g} diameters (4 sigma) of the field"
+
+
 def _pm(one: Report, name: str) -> str:
     spread = one.get(name.replace("_deg", "_sd_deg"))
-    return f"{one[name]:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+    return f"{one[name]:.2f}" + ("" if spread is None else f" ± {SURE * spread:.2f}")
 
 
 def _p(value: float) -> str:

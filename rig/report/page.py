@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from rig.report import confirmation, figures, first_minutes
+from rig.report import confirmation, evolution, figures, first_minutes, inception
 from rig.report.data import RewardRow, Session, open_session
 from rig.report.derived import chosen_online, coverage_words
 from rig.report.figures import bound_words, mean_sem
@@ -180,13 +180,15 @@ class _Page:
         fallback = int((here & (s.role == "fallback")).sum())
         if fallback:
             facts += f"; {fallback} of them fallbacks, because the next proposal was late"
-        out = f'<h2>{title}</h2><p class="facts">{facts}.</p>'
+        out = f'<h2 id="phase-{phase + 1}">{title}</h2><p class="facts">{facts}.</p>'
         if not (here & s.usable).any():
             return (
                 out + "<p>No usable response in this phase: nothing can be said about the neurons. See below why.</p>"
             )
         if agent == "confirm":
-            return out + confirmation.section(s, phase, self._thumbnail)
+            return out + confirmation.section(s, phase, self._thumbnail, self._figure)
+        if agent == "inception":
+            return out + inception.section(s, phase, self._figure)
         if agent == "map":
             return out + first_minutes.mapping(s, phase, self._figure) + self._raster(phase)
         if not evolves:
@@ -194,25 +196,10 @@ class _Page:
             return out + self._tuning(phase) + self._raster(phase)
         targets = each_target(s, phase)
         rasters = (self._raster(phase, *one) for one in targets if one[2].about(phase) in ("", *s.units))
-        return out + "".join(self._evolution(phase, *one) for one in targets) + "".join(rasters)
-
-    def _evolution(self, phase: int, part: str, of: str, session: Session) -> str:
-        curve = self._figure(
-            f"evolution_{phase}{part}",
-            figures.evolution(session, phase, self.history.marks(phase)),
-            chosen_online(self.session, phase)
-            + "Rates in the response window, baseline subtracted. Bands are the standard error over presentations. The "
-            "score by which an image was chosen overrates it; its fresh re-shows (open squares, drawn at the "
-            "generation that made the image) do not. The best reference was chosen by the mean that is drawn.",
-        )
-        strip = self._figure(
-            f"best_images_{phase}{part}",
-            figures.best_images(session, phase),
-            chosen_online(self.session, phase)
-            + "Best image of its generation as it was drawn, with the one score by which it was chosen; below it the "
-            "mean of its re-shows. Last: the reference image with the highest mean.",
-        )
-        return (f"<h3>{escape(of)}</h3>" if of else "") + curve + strip
+        out += evolution.claimed(s, phase)
+        marks, online = self.history.marks(phase), chosen_online(s, phase)
+        out += "".join(evolution.section(*one, phase, self._figure, marks, online) for one in targets)
+        return out + "".join(rasters)
 
     def _raster(self, phase: int, part: str = "", of: str = "", about: Session | None = None) -> str:
         session, heading = about or self.session, f"<h3>{escape(of)}</h3>" if of else ""
@@ -260,11 +247,11 @@ class _Page:
         curves = self._figure(
             f"tuning_{phase}",
             figures.tuning(s, phase, units),
-            "Mean rate of each image in the response window, baseline subtracted, ± standard error; images ranked "
+            f"Mean rate of each image in the response window{evolution.subtracted(s)}, ± standard error; images ranked "
             "for each unit. Ranking itself makes the curves fall, also without tuning.",
         )
         table = as_table(head, rows, frozenset(range(2, 3 + len(units))))
-        return f"{curves}<p>Rates in {self.session.rate_unit} above baseline, mean ± standard error.</p>{table}{note}"
+        return f"{curves}<p>Rates in {s.rate_unit}{evolution.subtracted(s)}, mean ± standard error.</p>{table}{note}"
 
     def _with_error(self, mean: float, error: float) -> str:
         digits = 1 if self.session.measure == "spikes" else 3

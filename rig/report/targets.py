@@ -4,7 +4,6 @@ Used by `rig.report.page`, `rig.report.figures` (through the sessions that this 
 """
 
 import copy
-import re
 
 import numpy as np
 import numpy.typing as npt
@@ -44,19 +43,26 @@ def values(session: Session, target: Target) -> F64:
 def about(session: Session, phase: int, target: Target, number: int) -> Session:
     """Return the session as if phase number `phase` evolved for this target alone, its target number `number`.
 
-    Images of its other targets are left out. Its rates are the target's values, negative where it is suppressed, so
-    that the best image is the highest here as well.
+    Images of its other targets are left out, and references that lay elsewhere or had another size: to a neuron these
+    are other images. Its rates are the target's values, as the neurons gave them; `aim` says what is better.
     """
     out = copy.copy(session)
-    other = re.compile(rf"p{phase}-t(?!{number}-)\d+-")
-    foreign = np.array([other.match(str(name)) is not None for name in session.stimulus_id], bool)
-    out.usable = session.usable & ~(foreign & (session.phase == phase))
-    if target.unit is not None and target.minus is None and not target.suppress:
-        name = target.unit
+    here = session.phase == phase
+    ids = session.stimulus_id.astype(str)
+    own = here & np.char.startswith(ids, f"p{phase}-t{number}-")
+    other = here & np.char.startswith(ids, f"p{phase}-t") & ~own
+    if own.any():
+        place = np.nan_to_num(session.place)
+        other |= here & (session.role == "reference") & (place != place[np.flatnonzero(own)[0]]).any(axis=1)
+    out.usable = session.usable & ~other
+    out.aim = target.sign
+    if target.unit is not None and target.minus is None:
+        name, out.rate_hz = target.unit, session.rate_hz.copy()
     else:
-        name = f"-1 x ({target.title})" if target.suppress else target.title
+        name = target.title
         out.units = [*session.units, name]
-        out.rate_hz = np.column_stack([session.rate_hz, target.sign * values(session, target)])
+        out.rate_hz = np.column_stack([session.rate_hz, values(session, target)])
+    out.rate_hz[other] = np.nan
     phases = [dict(p) for p in session.config["phases"]]
     phases[phase] |= {"unit": name}
     out.config = {**session.config, "phases": phases}

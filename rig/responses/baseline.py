@@ -41,7 +41,8 @@ class Baselines:
     def __init__(self, settings: Baseline) -> None:
         """Subtract what `settings` say."""
         self._kind = settings.kind
-        self._pool: deque[F64] = deque(maxlen=settings.pool)
+        # Early windows as counts of a response window, and the length of that, s: it may change in a session.
+        self._pool: deque[tuple[F64, float]] = deque(maxlen=settings.pool)
         self._least = min(LEAST, settings.pool)
         self._waiting: list[_Waiting] = []
         self._main: set[tuple[int, int]] | None = None  # (proposal, slot) of the first one not closed; None: no plan
@@ -72,7 +73,7 @@ class Baselines:
         if self._main is not None:
             self._main.discard((response.proposal, response.slot))
         if response.usable and early is not None and self._kind == "block":
-            self._pool.append(early)
+            self._pool.append((early, length_s))
         elif response.usable:
             response = self._less(response, early, length_s, 1)
         self._waiting.append(_Waiting(response, length_s))
@@ -80,15 +81,20 @@ class Baselines:
 
     def release(self) -> list[Response]:
         """Complete whatever waits with what there is, and return it."""
-        pooled = _mean_of_known(np.array(self._pool)) if self._pool else None
         out = [
-            self._less(one.response, pooled, one.length_s, len(self._pool))
+            self._less(one.response, self._pooled(one.length_s), one.length_s, len(self._pool))
             if one.response.usable and self._kind == "block"
             else one.response
             for one in self._waiting
         ]
         self._waiting.clear()
         return out
+
+    def _pooled(self, length_s: float) -> F64 | None:
+        """Return what the pool expects of a window of `length_s`, None where there is no pool."""
+        if not self._pool:
+            return None
+        return _mean_of_known(np.array([early * (length_s / of_s) for early, of_s in self._pool]))
 
     @staticmethod
     def _less(response: Response, baseline: F64 | None, length_s: float, presentations: int) -> Response:

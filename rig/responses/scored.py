@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from rig.config.scoring import Baseline
 from rig.messages import Presented, Response
 from rig.responses.device_data import Span
 from rig.responses.gates import Judged
@@ -32,6 +33,12 @@ class Measured:
     early: F64 | None  # what the baseline window says `count` should be
     reason: str
     psth: F32 | None = None  # (unit, bin)
+
+
+def spans_of(baseline: Baseline, window_s: tuple[float, float], onset: int, rate_hz: float) -> tuple[Span, ...]:
+    """Return the response window, and the baseline window if there is one, in device samples."""
+    windows = [window_s, *([baseline.window_s] if baseline.kind != "none" else [])]
+    return tuple((onset + round(start * rate_hz), onset + round(end * rate_hz)) for start, end in windows)
 
 
 def scored(

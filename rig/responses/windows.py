@@ -29,6 +29,7 @@ from rig.messages import (
     EdgeBlock,
     Entry,
     Fault,
+    PhaseEnded,
     Presented,
     ProcessStarted,
     Proposal,
@@ -40,12 +41,12 @@ from rig.messages import (
     kind_of,
 )
 from rig.responses.baseline import Baselines
-from rig.responses.device_data import DeviceData, Span
+from rig.responses.device_data import DeviceData
 from rig.responses.fault_batch import FaultBatch
 from rig.responses.gates import Gates, Judged
 from rig.responses.late_data import ClosedWindows
 from rig.responses.onset import Onsets
-from rig.responses.scored import Measured, missing, scored
+from rig.responses.scored import Measured, missing, scored, spans_of
 from rig.responses.spikes_kept import SpikesKept
 from rig.responses.sync_line import SyncLine
 from rig.responses.unit_watch import UnitWatch
@@ -64,6 +65,7 @@ class _Open:
 
     shown: Presented
     known_ns: int  # when the recorder had it, host clock
+    window_s: tuple[float, float]  # in which it is measured
     measured: Measured | None = None
 
 
@@ -85,6 +87,7 @@ class WindowFold:
         self._announced: set[int] = set()  # presentations of a TrialIntent that nothing has accounted for yet
         self._baselines = Baselines(config.responses.baseline)
         settings = config.responses
+        self._window_s = settings.window_s  # until the end of a phase says another one (docs/decisions/0014)
         self._windows = {"responses.window_s": settings.window_s}
         if settings.baseline.kind != "none":
             self._windows["responses.baseline.window_s"] = settings.baseline.window_s
@@ -124,7 +127,7 @@ class WindowFold:
         document = entry.document
         if isinstance(document, Presented):
             self._announced.discard(document.presentation)
-            self._open.append(_Open(document, entry.envelope.receipt_host_ns))
+            self._open.append(_Open(document, entry.envelope.receipt_host_ns, self._window_s))
             self._onsets.shown(document)
             self._watch.shown()
             self._close_ready()
@@ -133,6 +136,8 @@ class WindowFold:
             self._onsets.announced(document)
         elif isinstance(document, Proposal):
             self._out += self._baselines.planned(document)
+        elif isinstance(document, PhaseEnded):
+            self._window_s = document.window_s or self._window_s
         elif isinstance(document, BarcodeSent):
             self._sync.sent(document)
         elif isinstance(document, Fault):
@@ -283,7 +288,7 @@ class WindowFold:
             first = self._open[0]
             # While the recorder is away, peers keep what they have to say: their time begins when it is back.
             since_ns = max(first.shown.onset_flip_host_ns, first.known_ns, self._recorder_ns)
-            if now_host_ns < since_ns + int(patience_s(self._config) * 1e9):
+            if now_host_ns < since_ns + int(patience_s(self._config, first.window_s) * 1e9):
                 break
             one = self._open.popleft()
             self._or_missing(one.shown, lambda one=one: self._overdue(one))  # type: ignore[misc]
@@ -299,11 +304,12 @@ class WindowFold:
         """Close a presentation whose data did not come in time."""
         measured = one.measured
         if measured is not None:
-            self._response(one.shown, measured, self._judged(measured, overdue=True) or Judged("", {}))
+            self._response(one.shown, measured, self._judged(one, measured, overdue=True) or Judged("", {}))
             return
         predicted, rate = self._onsets.predicted(one.shown, self._clockmap), self._device.rate_hz
         if predicted is not None and rate > 0:
-            self._closed.add(one.shown.presentation, self._spans(round(predicted[0]), rate), usable=False)
+            spans = spans_of(self._config.responses.baseline, one.window_s, round(predicted[0]), rate)
+            self._closed.add(one.shown.presentation, spans, usable=False)
         waited_s = self._config.responses.timeout_s
         self._missing(one.shown, f"no complete data from {self._source} within {waited_s} s")
 
@@ -322,38 +328,32 @@ class WindowFold:
             why = f"its frame was refused: {refused}" if refused else "presentation was cut short"
             self._missing(one.shown, why)
             return
-        one.measured = one.measured or self._measure(one.shown)
-        judged = None if one.measured is None else self._judged(one.measured)
+        one.measured = one.measured or self._measure(one.shown, one.window_s)
+        judged = None if one.measured is None else self._judged(one, one.measured)
         if one.measured is not None and judged is not None:
             self._response(one.shown, one.measured, judged)
             self._watch.unseen(self.responses)
 
-    def _judged(self, measured: Measured, overdue: bool = False) -> Judged | None:
+    def _judged(self, one: _Open, measured: Measured, overdue: bool = False) -> Judged | None:
         """Return what the animal did from onset to window end; None while that is not known."""
         if measured.onset_host is None:
             return Judged("the onset could not be placed on the host's clock", {})
         start = measured.onset_host[0]
-        return self._gates.judge(start, start + int(self._config.responses.window_s[1] * 1e9), overdue)
+        return self._gates.judge(start, start + int(one.window_s[1] * 1e9), overdue)
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
-    def _spans(self, onset: int, rate_hz: float) -> tuple[Span, ...]:
-        """Return the window, and the baseline window if there is one, in device samples."""
-        settings = self._config.responses
-        windows = [settings.window_s, *([settings.baseline.window_s] if settings.baseline.kind != "none" else [])]
-        return tuple((onset + round(start * rate_hz), onset + round(end * rate_hz)) for start, end in windows)
-
-    def _measure(self, shown: Presented) -> Measured | None:
+    def _measure(self, shown: Presented, window_s: tuple[float, float]) -> Measured | None:
         """Measure a presentation; None while its data are not final."""
         device, settings = self._device, self._config.responses
         predicted, through, rate = self._onsets.predicted(shown, self._clockmap), device.final_through, device.rate_hz
         if predicted is None or through is None or device.watermark is None:
             return None
         tolerance = int(settings.edge_tolerance_s * rate)
-        if through < predicted[0] + tolerance + window_end_s(self._config) * rate:
+        if through < predicted[0] + tolerance + window_end_s(self._config, window_s) * rate:
             return None
         onset = self._onsets.onset(shown, self._clockmap, rate)
-        spans = self._spans(onset.sample, rate)
+        spans = spans_of(settings.baseline, window_s, onset.sample, rate)
         coverage = device.covered(spans)
         count, early = device.kept.values(*spans[0]), None
         if len(spans) > 1:

@@ -395,5 +395,6 @@ class ViewFold:
         self._row("model/work", seq=entry.envelope.seq, receipt_host_ns=entry.envelope.receipt_host_ns, **fields)
 
     def _phase_ended(self, entry: Entry, d: PhaseEnded) -> None:
-        fields = d.model_dump(exclude={"kind", "version"})
+        start, end = (NAN, NAN) if d.window_s is None else d.window_s
+        fields = d.model_dump(exclude={"kind", "version", "window_s"}) | {"window_start_s": start, "window_end_s": end}
         self._row("model/phases", seq=entry.envelope.seq, receipt_host_ns=entry.envelope.receipt_host_ns, **fields)

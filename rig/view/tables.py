@@ -224,6 +224,8 @@ SCHEMAS: tuple[Schema, ...] = (
             PHASE,
             text("reason", "Stop rule that held"),
             Column("last", "bool", "1", "Whether no phase follows"),
+            Column("window_start_s", "f8", "s", "Response window from here on, NaN: as before", missing=NAN),
+            Column("window_end_s", "f8", "s", "End of it, from the onset", missing=NAN),
         ),
     ),
     Schema(
