@@ -14,6 +14,7 @@ from rich.console import Console
 from rig.animal.commands import fake_app
 from rig.bench.commands import add_replay_bench, bench_app
 from rig.bench.evolve_commands import add_evolve_bench
+from rig.bench.json_file import with_alone
 from rig.bench.refit_commands import add_refit_bench
 from rig.bench.synthesis_commands import add_synthesis_bench
 from rig.clock import HostClock, StrayReplayClock, replayed
@@ -353,7 +354,7 @@ def main() -> None:
     for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         signal.signal(number, lambda *_: sys.exit(143))  # so that screens and animals end with us
     try:
-        app()
+        app(with_alone(sys.argv[1:]) if sys.argv[1:2] == ["bench"] else None)
     except KeyboardInterrupt:
         sys.exit(130)
 

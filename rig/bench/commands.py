@@ -1,6 +1,5 @@
 """`stimloop bench ...`: the commands; each figure is measured in a module of its own, imported when it is asked for."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from rig.bench.json_file import JsonFile, words_aside, write
 from rig.clock import HostClock
 from rig.config.reading import ConfigError, load
 from rig.display.virtual import NoScreen
@@ -21,24 +21,24 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine: figure
 console = Console()
 errors = Console(stderr=True)
 Sessions = Annotated[Path, typer.Option("--sessions", help="Folder in which sessions are kept.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
 
 
 def _bench(measure: Callable[[], dict[str, Any]], json_file: Path | None) -> None:
     """Print figures, and rows of figures as lines; write them to a file where asked."""
     try:
-        figures = measure()
+        with words_aside(json_file):
+            figures = measure()
     except (ConfigError, SessionFailed, NoScreen, ReplayError, OSError) as error:
         errors.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
-    for name, value in figures.items():
-        if name == "rows":
-            for row in value:
-                console.print("  ".join(f"{k}={v}" for k, v in row.items()), highlight=False, soft_wrap=True)
-        else:
-            console.print(f"{name:24s} {value}", highlight=False, soft_wrap=True)
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    with words_aside(json_file):
+        for name, value in figures.items():
+            if name == "rows":
+                for row in value:
+                    console.print("  ".join(f"{k}={v}" for k, v in row.items()), highlight=False, soft_wrap=True)
+            else:
+                console.print(f"{name:24s} {value}", highlight=False, soft_wrap=True)
+    write(json_file, figures)
 
 
 @bench_app.command("display")

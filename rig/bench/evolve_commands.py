@@ -1,6 +1,5 @@
 """`stimloop bench evolve`: the command line of it, and what is printed."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from rig.bench.json_file import JsonFile, words_aside, write
 from rig.clock import HostClock
 from rig.config.evolution_bench import NOISES, OURS, POPULATIONS
 from rig.config.reading import ConfigError
@@ -19,7 +19,6 @@ PUBLISHED = ("xdream_actmax", "xdream_plos2020", "xdream_invivo", "cholesky_cma"
 PEERS = ("pycma_diagonal", "nevergrad_CMA", "nevergrad_DiagonalCMA", "nevergrad_NGOpt")
 EVERY_NOISE = ",".join(NOISES)
 OURS_AND_PUBLISHED = ",".join((OURS, *PUBLISHED))
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write figures and rows to this file.")]
 PopulationFolder = Annotated[
     Path | None, typer.Option("--population", help="Folder of compact V4 models: adds population v4.")
 ]
@@ -120,18 +119,18 @@ def add_evolve_bench(app: typer.Typer, side: "Callable[[], EvolveSide]") -> None
             minutes=minutes,
         )
         try:
-            if updates:
-                found = time_of_updates(names, 4096, side(), HostClock())
-                for row in found["rows"]:
-                    _say(f"{row['optimiser']:24s} {row['update_ms']:8.2f} ms for 40 codes of {row['latent']} numbers")
-            else:
-                found = evolve(choices, side(), HostClock(), _say)
-                _report(found, choices)
+            with words_aside(json_file):
+                if updates:
+                    found = time_of_updates(names, 4096, side(), HostClock())
+                    for r in found["rows"]:
+                        _say(f"{r['optimiser']:24s} {r['update_ms']:8.2f} ms for 40 codes of {r['latent']} numbers")
+                else:
+                    found = evolve(choices, side(), HostClock(), _say)
+                    _report(found, choices)
         except (ConfigError, OSError) as error:
             errors.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
-        if json_file is not None:
-            json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write(json_file, found)
         if found.get("failed"):
             raise typer.Exit(1)
 

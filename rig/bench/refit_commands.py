@@ -1,6 +1,5 @@
 """`stimloop bench refit`: the command line of it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from rig.bench.json_file import JsonFile, words_aside, write
 from rig.clock import HostClock
 from rig.config.reading import ConfigError
 from rig.config.refit_bench import RefitBench
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 CURVE = "25,50,100,200,300,480,900"
 Data = Annotated[Path, typer.Option("--data", help="Folder with images/ and responses_averaged/ or responses_raw/.")]
 Session = Annotated[str, typer.Option("--session", help="Recording session, as in images_SESSION.zip.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write figures and rows to this file; - prints them.")]
 Splits = Annotated[int, typer.Option("--splits", help="Splits into training and held-out images.")]
 HeldOut = Annotated[float, typer.Option("--held-out", help="Fraction of the distinct images that only score.")]
 Batch = Annotated[int, typer.Option("--batch", help="Presentations of one update.")]
@@ -33,10 +32,6 @@ errors = Console(stderr=True)
 
 def _say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _quiet(_: str) -> None:
-    """Print nothing: standard output is for the figures."""
 
 
 def add_refit_bench(app: typer.Typer, side: "Callable[[], RefitSide]") -> None:
@@ -61,26 +56,23 @@ def add_refit_bench(app: typer.Typer, side: "Callable[[], RefitSide]") -> None:
         """
         from rig.bench.refit import BATCHES, TRIALS, UNITS, lines
 
-        say = _quiet if str(json_file) == "-" else _say
         try:
             choices = _choices(
                 data=data, session=session, splits=splits, held_out=held_out, batch=batch, curve=curve, seed=seed,
                 features=features,
             )  # fmt: skip
             models, now_ns = side(), HostClock().now_ns
-            found = models.run(choices, now_ns, say)
+            with words_aside(json_file):
+                found = models.run(choices, now_ns, _say)
             if timing:
                 found["timing"] = models.time_updates(UNITS, TRIALS, BATCHES, now_ns)
         except (ConfigError, OSError) as error:
             errors.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
-        for line in lines(found):
-            say(line)
-        text = json.dumps(found, indent=1)
-        if str(json_file) == "-":
-            typer.echo(text)
-        elif json_file is not None:
-            json_file.write_text(text + "\n", encoding="utf-8")
+        with words_aside(json_file):
+            for line in lines(found):
+                _say(line)
+        write(json_file, found)
 
 
 def _choices(curve: str, **given: object) -> RefitBench:

@@ -1,6 +1,5 @@
 """`stimloop bench synthesis`: the command line of it, and what is printed."""
 
-import json
 from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from rig.bench.json_file import JsonFile, words_aside, write
 from rig.clock import HostClock
 from rig.config.reading import ConfigError
 from rig.config.synthesis import SynthesisBench
@@ -29,7 +29,6 @@ Contrast = Annotated[
 Together = Annotated[int, typer.Option("--together", min=1, help="Images computed at once.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of both ways.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of units and starts.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write figures and rows to this file.")]
 console = Console()
 errors = Console(stderr=True)
 
@@ -82,7 +81,8 @@ def add_synthesis_bench(app: typer.Typer, side: Callable[[], Bench]) -> None:
                     "settings": {"iterations": iterations, "contrast": contrast, "together": together},
                 }
             )
-            found = side()(asked, HostClock().now_ns, _say)
+            with words_aside(json_file):
+                found = side()(asked, HostClock().now_ns, _say)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
@@ -91,9 +91,9 @@ def add_synthesis_bench(app: typer.Typer, side: Callable[[], Bench]) -> None:
         except ConfigError as error:
             errors.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
-        _report(found)
-        if json_file is not None:
-            json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        with words_aside(json_file):
+            _report(found)
+        write(json_file, found)
 
 
 def _report(found: dict[str, Any]) -> None:
