@@ -17,8 +17,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from rig.clocks.clockmap import ClockMap
 from rig.config.session import Config
 from rig.messages import (
@@ -46,7 +44,7 @@ from rig.responses.fault_batch import FaultBatch
 from rig.responses.gates import Gates, Judged
 from rig.responses.late_data import ClosedWindows
 from rig.responses.onset import Onsets
-from rig.responses.scored import Measured, missing, scored, spans_of
+from rig.responses.scored import Measured, measured, missing, scored, spans_of
 from rig.responses.spikes_kept import SpikesKept
 from rig.responses.sync_line import SyncLine
 from rig.responses.unit_watch import UnitWatch
@@ -347,44 +345,13 @@ class WindowFold:
         """Measure a presentation; None while its data are not final."""
         device, settings = self._device, self._config.responses
         predicted, through, rate = self._onsets.predicted(shown, self._clockmap), device.final_through, device.rate_hz
-        if predicted is None or through is None or device.watermark is None:
+        if predicted is None or through is None:
             return None
         tolerance = int(settings.edge_tolerance_s * rate)
         if through < predicted[0] + tolerance + window_end_s(self._config, window_s) * rate:
             return None
         onset = self._onsets.onset(shown, self._clockmap, rate)
-        spans = spans_of(settings.baseline, window_s, onset.sample, rate)
-        coverage = device.covered(spans)
-        count, early = device.kept.values(*spans[0]), None
-        if len(spans) > 1:
-            (start, end), (base_start, base_end) = spans
-            early = device.kept.values(base_start, base_end)
-            if device.kept.measure != "dff":  # a sum; dF/F is a mean, whatever the window's length
-                early = early * ((end - start) / (base_end - base_start))
-        reason = self._too_short
-        if not reason and coverage < settings.min_coverage:
-            reason = f"only {coverage:.1%} of its windows is covered by complete data"
-        elif not reason and onset.uncertainty_ns > settings.max_onset_uncertainty_s * 1e9:
-            known_ms = onset.uncertainty_ns / 1e6
-            reason = f"its onset is known to {known_ms:.0f} ms only (responses.max_onset_uncertainty_s)"
-        elif not reason:
-            missing = [s for s, v in zip(spans, (count, early), strict=False) if v is not None and np.isnan(v).all()]
-            reason = device.why_missing(missing[0]) if missing else ""
-        edge_host = self._clockmap.to_host_ns(onset.edge) if onset.edge is not None else None
-        return Measured(
-            onset=onset,
-            onset_host=self._clockmap.to_host_ns(onset.sample),
-            flip_to_edge_ns=None if edge_host is None else edge_host[0] - shown.onset_flip_host_ns,
-            window=spans[0],
-            spans=spans,
-            coverage=coverage,
-            lost_messages=device.lost_messages(spans),
-            measure=device.kept.measure,
-            count=count,
-            early=early,
-            reason=reason,
-            psth=None if settings.psth is None else device.course(onset.sample, settings.psth),
-        )
+        return measured(shown, onset, device, self._clockmap, settings, window_s, self._too_short)
 
     def _response(self, shown: Presented, measured: Measured, judged: Judged) -> None:
         """Close a presentation that was measured; responses that are complete by that go out."""

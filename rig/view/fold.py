@@ -4,13 +4,8 @@
 drops anything silently: what should be there and is not becomes a row of `faults` whose sender is "view".
 """
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from rig.messages import (
     Document,
@@ -32,22 +27,12 @@ from rig.messages import (
     kind_of,
 )
 from rig.view.announced import Announced
-from rig.view.columns import NO_TIME, Buffer, Stack
+from rig.view.columns import NO_TIME, Buffer
 from rig.view.devices import DeviceFold, as_json, known
+from rig.view.proposed import ProposedFold
 from rig.view.tables import NAN, SCHEMAS
-from stimuli.render import gamma_table
-from stimuli.spec import LatentImage, Place, Stimulus
 
-# Frames of a proposal are kept until they were drawn; a proposal this many proposals old is not drawn any more.
-KEPT_PROPOSALS = 8
 ORIGINS = ("derived_from", "replay_of", "cut_from")  # what a session may be that was not recorded as it stands
-
-Pixels = npt.NDArray[np.uint8]
-
-
-def identity(stimulus: Stimulus) -> str:
-    """Return what must stay the same whenever a stimulus is proposed again (its row in the proposal may differ)."""
-    return stimulus.spec.model_dump_json(exclude={"row"})
 
 
 class ViewFold:
@@ -56,9 +41,8 @@ class ViewFold:
     def __init__(self) -> None:
         """Start before the first entry."""
         self.tables: dict[str, Buffer] = {s.path: Buffer(s) for s in SCHEMAS}
-        self.images: dict[str, Stack] = {}  # "160x160" -> frames as drawn
-        self.codes: dict[str, Stack] = {}  # "144" -> latent codes
         self.devices = DeviceFold(self.tables, self._hole)
+        self.proposed = ProposedFold(self.tables, self._hole)
         self.attributes: dict[str, str | int | bool] = {
             "session": "",
             "simulated": False,
@@ -81,14 +65,6 @@ class ViewFold:
         self._previous = (0, NO_TIME)  # the entry before, and when it was received
         self._before: dict[str, tuple[int, int]] = {}  # the same for the first entry of each process
         self._announced = Announced()
-        self._gamma = gamma_table(1.0)
-        self._stimuli: dict[str, str] = {}
-        self._proposals: dict[int, tuple[int, int]] = {}  # number -> (phase, generation)
-        self._usual: Place | None = None  # where images lie whose proposal names no place
-        self._places: dict[int, Place] = {}  # of proposals that name one
-        self._waiting: OrderedDict[int, dict[str, Pixels]] = OrderedDict()  # frames not drawn yet, per proposal
-        self._frames: dict[str, int] = {}
-        self._no_frame: set[str] = set()
         self._fold: dict[type[Document], Callable[[Entry, Any], None]] = {
             SessionStart: self._session_start,
             ProcessStarted: self._process_started,
@@ -97,14 +73,14 @@ class ViewFold:
             Tick: self._tick,
             Fault: self._fault,
             Pause: self._pause,
-            Proposal: self._proposal,
             PhaseEnded: self._phase_ended,
             WorkDone: self._work_done,
             ModelUpdated: self._model_updated,
-            StimulusPrepared: self._prepared,
             TrialIntent: self._trial,
             Presented: self._presented,
             **self.devices.folds,
+            StimulusPrepared: self.proposed.prepared,
+            Proposal: self._proposal,
         }
 
     def apply(self, entry: Entry) -> None:
@@ -167,8 +143,7 @@ class ViewFold:
             **{name: as_json(o.model_dump()) if (o := getattr(d, name)) else "" for name in ORIGINS},
         )
         try:
-            self._usual = Place.model_validate(d.config["stimulus"])
-            self._gamma = gamma_table(float(d.config["display"]["gamma"]))
+            self.proposed.configured(d.config)
             self.devices.name_response_units(tuple(str(u) for u in d.config["responses"]["units"]))
             for source in d.config["sources"]:
                 self.devices.source(str(source["name"]))
@@ -219,122 +194,18 @@ class ViewFold:
             presentations=as_json(d.presentations),
         )
         for row in self._announced.lost(d):
-            phase, generation = self._proposals.get(row["proposal"], (-1, -1))
+            phase, generation = self.proposed.made_in(row["proposal"])
             self._row("unrecorded", seq=entry.envelope.seq, phase=phase, generation=generation, **row)
 
     def _pause(self, entry: Entry, d: Pause) -> None:
         fields = d.model_dump(exclude={"kind", "version"})
         self._row("pauses", seq=entry.envelope.seq, receipt_host_ns=entry.envelope.receipt_host_ns, **fields)
 
-    # --- what was to be shown
+    # --- what was to be shown, and was
 
     def _proposal(self, entry: Entry, d: Proposal) -> None:
-        self._proposals[d.proposal] = (d.phase, d.generation)
-        if d.place is not None:
-            self._places[d.proposal] = d.place
-        frames: dict[str, Pixels] = {}
-        for stimulus in d.stimuli:
-            if isinstance(stimulus.spec, LatentImage) and stimulus.spec.row < len(d.frames):
-                frames[stimulus.id] = d.frames[stimulus.spec.row]
-            self._stimulus(entry, d, stimulus)
-        self._waiting[d.proposal] = frames
-        while len(self._waiting) > KEPT_PROPOSALS:
-            self._waiting.popitem(last=False)
-        ids = [s.id for s in d.stimuli]
-
-        def name(index: int) -> str:
-            return ids[index] if index < len(ids) else ""
-
-        self._row(
-            "model/proposals",
-            seq=entry.envelope.seq,
-            receipt_host_ns=entry.envelope.receipt_host_ns,
-            proposal=d.proposal,
-            phase=d.phase,
-            generation=d.generation,
-            agent=d.agent,
-            model_version=d.model_version,
-            stimuli=len(d.stimuli),
-            tail_from=d.tail_from,
-            final=d.final,
-            fallback=as_json([name(k) for k in d.fallback]),
-            place="" if d.place is None else as_json(d.place.model_dump()),
-        )
+        self.proposed.proposal(entry, d)
         self._announced.proposed(d)
-        for k, slot in enumerate(d.plan):
-            self._row(
-                "model/plan",
-                proposal=d.proposal,
-                slot=k,
-                stimulus_id=name(slot.stimulus),
-                role=slot.role,
-                tail=k >= d.tail_from,
-            )
-
-    def _stimulus(self, entry: Entry, d: Proposal, stimulus: Stimulus) -> None:
-        known = self._stimuli.setdefault(stimulus.id, identity(stimulus))
-        if known != identity(stimulus):
-            self._hole(entry, "stimulus identity used twice", f"{stimulus.id} was {known}, now {identity(stimulus)}")
-        if self.tables["stimuli"].rows == len(self._stimuli):
-            return  # not new
-        size = row = 0
-        if isinstance(stimulus.spec, LatentImage) and stimulus.spec.row < len(d.latents):
-            code = d.latents[stimulus.spec.row]
-            size = len(code)
-            row = self.codes.setdefault(str(size), Stack(code.shape)).append(code)
-        elif isinstance(stimulus.spec, LatentImage):
-            self._hole(entry, "latent code missing", f"{stimulus.id} of proposal {d.proposal} came without its code")
-        self._row(
-            "stimuli",
-            stimulus_id=stimulus.id,
-            proposal=d.proposal,
-            phase=d.phase,
-            generation=d.generation,
-            type=stimulus.spec.type,
-            spec=stimulus.spec.model_dump_json(),
-            parents=as_json(stimulus.parents),
-            how=stimulus.how,
-            figures=as_json(stimulus.figures),
-            latent_size=size,
-            latent_row=row if size else -1,
-        )
-
-    def _prepared(self, entry: Entry, d: StimulusPrepared) -> None:
-        sha = d.frame_sha256
-        self._row(
-            "stimuli/prepared",
-            seq=entry.envelope.seq,
-            stimulus_id=d.stimulus_id,
-            proposal=d.proposal,
-            frame_sha256=sha,
-        )
-        proposed = self._waiting.get(d.proposal, {}).pop(d.stimulus_id, None)
-        if sha in self._frames:
-            return
-        if proposed is not None:
-            drawn = self._gamma[proposed]
-            if hashlib.sha256(drawn.tobytes()).hexdigest() == sha:
-                self._keep_frame(sha, d.stimulus_id, drawn)
-                return
-        if d.frame is not None and hashlib.sha256(d.frame.tobytes()).hexdigest() == sha:
-            self._keep_frame(sha, d.stimulus_id, d.frame)
-            return
-        self._no_frame.add(sha)
-        if d.frame is not None:
-            why = "the frame that was sent with it has another sha256"
-        elif proposed is not None:
-            why = "the proposed frame after the gamma table has another sha256, and none was sent"
-        else:
-            why = "no frame was sent, and no proposal in the log holds it"
-        self._hole(entry, "frame missing", f"{sha} of stimulus {d.stimulus_id} (proposal {d.proposal}): {why}")
-
-    def _keep_frame(self, sha: str, stimulus_id: str, frame: Pixels) -> None:
-        height, width = frame.shape[:2]
-        row = self.images.setdefault(f"{height}x{width}", Stack(frame.shape)).append(frame)
-        self._frames[sha] = len(self._frames)
-        self._row("stimuli/frames", frame_sha256=sha, stimulus_id=stimulus_id, height=height, width=width, row=row)
-
-    # --- what was shown
 
     def _trial(self, entry: Entry, d: TrialIntent) -> None:
         self._row(
@@ -351,16 +222,11 @@ class ViewFold:
 
     def _presented(self, entry: Entry, d: Presented) -> None:
         self._announced.recorded(d.presentation)
-        phase, generation = self._proposals.get(d.proposal, (-1, -1))
-        shown = (d.presentation,)
-        if d.proposal not in self._proposals:
-            self._hole(entry, "proposal missing", f"presentation {d.presentation} shows proposal {d.proposal}", shown)
-        if d.frame_sha256 not in self._frames and d.frame_sha256 not in self._no_frame:
-            self._no_frame.add(d.frame_sha256)
-            detail = f"{d.frame_sha256} was shown in presentation {d.presentation} and never prepared in this log"
-            self._hole(entry, "frame missing", detail, shown)
+        phase, generation = self.proposed.made_in(d.proposal)
+        for what, detail in self.proposed.lacking(d):
+            self._hole(entry, what, detail, (d.presentation,))
         flips = d.flips_host_ns
-        place = self._places.get(d.proposal, self._usual) if d.proposal in self._proposals else None
+        place = self.proposed.place(d.proposal)
         center = (NAN, NAN) if place is None else place.center_deg
         fields = d.model_dump(exclude={"kind", "version", "flips_host_ns", "previous_stimulus_id"})
         self._row(
@@ -370,7 +236,7 @@ class ViewFold:
             phase=phase,
             generation=generation,
             previous_stimulus_id=d.previous_stimulus_id or "",
-            frame=self._frames.get(d.frame_sha256, -1),
+            frame=self.proposed.frame(d.frame_sha256),
             center_x_deg=center[0],
             center_y_deg=center[1],
             size_deg=NAN if place is None else place.size_deg,

@@ -132,8 +132,8 @@ class SessionFile:
         for sheet in self.fold.devices.sheets.values():
             self._write_sheet(sheet)
         for name, column, stacks in (
-            ("stimuli/frames", IMAGES, self.fold.images),
-            ("stimuli/latents", CODES, self.fold.codes),
+            ("stimuli/frames", IMAGES, self.fold.proposed.images),
+            ("stimuli/latents", CODES, self.fold.proposed.codes),
         ):
             for size, stack in stacks.items():
                 self._write_stack(f"{name}/{column.name}_{size}", column, stack)
