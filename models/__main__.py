@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 os.environ.update(OMP_DYNAMIC="FALSE", MKL_DYNAMIC="FALSE")  # before torch: sums must not depend on the load
 
@@ -22,6 +23,7 @@ from models.agents.types import Work
 from models.server import WANTS, ModelServer, Said
 from models.snapshot import Snapshot, Snapshots, program_identity, session_identity, usable
 from rig.clock import Clock, HostClock
+from rig.config.control import ControlPhase
 from rig.config.generators import NetworkGenerator
 from rig.config.inception import InceptionPhase
 from rig.config.phases import EvolvePhase
@@ -40,6 +42,9 @@ from rig.priority import step_back
 from rig.provenance import process_started
 from rig.supervision.child import Stop, fail, say, shield
 
+if TYPE_CHECKING:
+    from models.fine_tuning import FineTuning
+
 NAME = "model"
 STARTS = frozenset({"session_start", "process_started"})
 EMITS = frozenset({"proposal", "model_updated", "phase_ended", "fault"})
@@ -57,30 +62,6 @@ class Asked(Protocol):
 
 class Stopped(Exception):
     """The supervisor wants the end before the server was there."""
-
-
-class Burn:
-    """Endless torch work (a small convolution net in training), to show that computing never disturbs the screen."""
-
-    def __init__(self, threads: int) -> None:
-        """Build the net; `threads` as for the agents."""
-        import torch  # 2 s of a restart that needs it only here: the agents there are compute with NumPy
-
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True)
-        generator = torch.Generator().manual_seed(0)
-        self._images = torch.rand((16, 3, 64, 64), generator=generator)
-        self._net = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 32, 5), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 5), torch.nn.ReLU()
-        )
-        self._optimiser = torch.optim.SGD(self._net.parameters(), lr=1e-4)
-
-    def step(self) -> None:
-        """Take one training step (about 30 ms on one core)."""
-        self._optimiser.zero_grad()
-        loss = self._net(self._images).square().mean()
-        loss.backward()
-        self._optimiser.step()
 
 
 # --- the start, first or again ----------------------------------------------------------------------------------------
@@ -109,7 +90,7 @@ def _introduce(peer: Peer, stop: Asked, clock: Clock) -> tuple[SessionStart, int
 
 def _server(config: Config) -> ModelServer:
     networks = (isinstance(p, EvolvePhase) and isinstance(p.generator, NetworkGenerator) for p in config.phases)
-    if any(networks) or any(isinstance(p, InceptionPhase) for p in config.phases):
+    if any(networks) or any(isinstance(p, InceptionPhase | ControlPhase) for p in config.phases):
         import torch  # 2 s that only these need; with as many threads as replay takes
 
         torch.set_num_threads(config.processes.torch_threads)
@@ -185,23 +166,37 @@ def _resume(config: Config, peer: Peer, stop: Asked, snapshots: Snapshots, befor
 
 
 def _work(server: ModelServer, work: Work, peer: Peer, clock: Clock, budget_s: float) -> bool:
-    """Step the work that the fold asked for, for at most the budget; when finished send WorkDone and return True."""
+    """Step the work that the fold asked for, for at most the budget; at its end send WorkDone and return True.
+
+    A step that raises ends it too: taken again after a restart it would raise again, until the session is given up.
+    Where nothing was proposed yet it is raised: whoever starts the session hears it at once.
+    """
     end_ns = clock.now_ns() + int(budget_s * 1e9)
     finished = False
-    while not finished and clock.now_ns() < end_ns:
-        finished = work.step()
-    if finished:
-        peer.send(server.work_done(), server.work_cause)
-    return finished
+    try:
+        while not finished and clock.now_ns() < end_ns:
+            finished = work.step()
+        done = server.work_done() if finished else None
+    except MemoryError:
+        raise  # the machine's state, as in the fold
+    except Exception as error:
+        if not server.proposed:
+            raise
+        done = server.work_failed(error)
+    if done is not None:
+        peer.send(done, server.work_cause)
+    return done is not None
 
 
 class Edge:
     """The loop around the fold."""
 
-    def __init__(self, config: Config, server: ModelServer, peer: Peer, clock: Clock, snapshots: Snapshots) -> None:
-        """Feed `server` from `peer`, and keep its state in `snapshots`."""
+    def __init__(
+        self, config: Config, server: ModelServer, peer: Peer, clock: Clock, snapshots: Snapshots, encoders: Path
+    ) -> None:
+        """Feed `server` from `peer`; keep its state in `snapshots`, and trained cores in the folder `encoders`."""
         self._config, self._server, self._peer, self._clock = config, server, peer, clock
-        self._snapshots = snapshots
+        self._snapshots, self._encoders = snapshots, encoders
         self._last: Envelope | None = None  # of the last entry that the fold was given
         self._due = False  # whether a proposal was made since the last snapshot
         self._unsaved = False  # whether it was said that snapshots cannot be written
@@ -241,18 +236,38 @@ class Edge:
         self._due = False
         try:
             self._snapshots.write(Snapshot(self._last, self._server.state()))
+            self._keep_cores()
         except OSError as error:
             if not self._unsaved:
                 done = "none: a restarted model server will read the log from an older one, or from its beginning"
                 self._peer.send(Fault(what="snapshot not written", detail=str(error), done=done))
             self._unsaved = True
 
+    def _keep_cores(self) -> None:
+        """Write the cores of networks that were trained to their end, once for each phase."""
+        if (found := self._server.trains) is None:
+            return
+        path = self._encoders / f"phase{found[0] + 1}.safetensors"
+        if not path.exists() and (cores := found[1].cores()) is not None:
+            from models.encoders.core_files import write_cores  # torch: loaded by such an agent
 
-def _loop(config: Config, edge: Edge, peer: Peer, stop: Asked, resumed: str) -> None:
-    burn = Burn(config.processes.torch_threads) if config.processes.burn else None
+            write_cores(path, cores)
+
+
+def _fine_tuning(config: Config, clock: Clock) -> "FineTuning":
+    from models.fine_tuning import FineTuning  # torch: 2 s of a restart that needs it only here
+
+    return FineTuning(config.processes.torch_threads, clock.now_ns)
+
+
+def _loop(
+    edge: Edge, peer: Peer, stop: Asked, resumed: str, begin: "Callable[[], FineTuning] | None"
+) -> "FineTuning | None":
+    """Serve until told to stop; once ready, also compute what `begin` makes, if anything, and return it."""
+    burn: FineTuning | None = None
     ready, unread = False, 0
     while not stop:
-        edge.take(0.0 if burn is not None or edge.computing else POLL_S)
+        edge.take(0.0 if edge.computing or burn is not None else POLL_S)
         if edge.computing:
             edge.compute()
         elif burn is not None:
@@ -261,9 +276,11 @@ def _loop(config: Config, edge: Edge, peer: Peer, stop: Asked, resumed: str) -> 
         if not ready and edge.caught_up and not edge.computing:
             ready = True
             say(ready={"torch": "torch" in sys.modules, "snapshot": resumed})
+            burn = None if begin is None else begin()
         if peer.refused > unread:
             unread = peer.refused
             peer.send(Fault(what="document refused", detail="by the recorder, from the model", done="none"))
+    return burn
 
 
 def take_part(
@@ -277,7 +294,10 @@ def take_part(
     config, session = mended(Config.model_validate(start.config)), session_identity(start)
     snapshots = Snapshots(folder(start) / "snapshots", session, program_identity())
     server, resumed = _resume(config, peer, stop, snapshots, own_seq)
-    _loop(config, Edge(config, server, peer, clock, snapshots), peer, stop, resumed)
+    edge = Edge(config, server, peer, clock, snapshots, folder(start) / "encoders")
+    burn = _loop(edge, peer, stop, resumed, partial(_fine_tuning, config, clock) if config.processes.burn else None)
+    if burn is not None:
+        burn.write(folder(start))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,15 +9,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from models.agents.carried import Carried
-from models.agents.types import F32, F64, Agent, Batch, Told, Work
+from models.agents.types import F32, F64, Agent, Batch, Told, Trains, Work
 from models.agents.watch import Watch
+from models.asked import Asked
 from rig.messages import (
+    AGENT_FAILED,
     Document,
     Entry,
     Fault,
@@ -25,7 +26,6 @@ from rig.messages import (
     PhaseEnded,
     Proposal,
     Response,
-    Role,
     SessionStart,
     WorkDone,
     kind_of,
@@ -65,31 +65,9 @@ def batch_hash(batch: Batch) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the fold must remember of a proposal until everything in it was told."""
-
-    proposal: int
-    generation: int
-    tail_from: int
-    plan: tuple[tuple[Role, str], ...]
-    """Role and stimulus id of each slot."""
-
-    @staticmethod
-    def of(proposal: Proposal) -> "Asked":
-        """Take from a proposal what is needed."""
-        plan = tuple((slot.role, proposal.stimuli[slot.stimulus].id) for slot in proposal.plan)
-        return Asked(proposal.proposal, proposal.generation, proposal.tail_from, plan)
-
-    def state(self) -> list[Any]:
-        """Return JSON-able values."""
-        return [self.proposal, self.generation, self.tail_from, [list(slot) for slot in self.plan]]
-
-    @staticmethod
-    def restored(state: list[Any]) -> "Asked":
-        """Return what `state` was taken of."""
-        number, generation, tail_from, plan = state
-        return Asked(number, generation, tail_from, tuple((role, name) for role, name in plan))
+def _words(error: Exception) -> str:
+    """Return what was raised, as a replay says it too."""
+    return re.sub(r"0x[0-9a-f]+", "0x...", f"{type(error).__name__}: {error}")[:200]
 
 
 class Said(NamedTuple):
@@ -149,7 +127,7 @@ class ModelServer:
         except Exception as error:
             if isinstance(entry.document, SessionStart):
                 raise
-            caused = self._failed(f"entry {entry.envelope.seq} ({kind_of(entry.document)})", error)
+            caused = self._failed(f"entry {entry.envelope.seq} ({kind_of(entry.document)})", _words(error))
         for index, document in enumerate(caused):
             before = () if isinstance(document, Proposal) else self.said
             self.said = (*before, Said(kind_of(document), self._through, index))
@@ -161,6 +139,8 @@ class ModelServer:
         if isinstance(document, WorkDone):
             return self._take_work(document)
         if isinstance(document, Response) and self._again.take(document) == "final":
+            if all(a is None or a.proposal != document.proposal for a in (self._current, self._previous)):
+                return []  # of an agent that failed: nobody waits for it
             rate_hz = document.rate_hz if document.usable else None
             self._answers[document.proposal, document.slot] = rate_hz
             if rate_hz is not None and document.psth is not None:
@@ -215,6 +195,25 @@ class ModelServer:
         self.work_cause = (state["work_cause"][0], state["work_cause"][1])
         self.work = self._agent.ask() if state["asked"] and self._agent is not None else None
 
+    @property
+    def proposed(self) -> bool:
+        """Whether anything was proposed in this session."""
+        return self._proposals > 0
+
+    def work_failed(self, error: Exception) -> WorkDone:
+        """Describe a work whose step raised; the edge sends this, and the phase ends when it comes back."""
+        if self.work is None:
+            raise RuntimeError("no work was asked for")
+        through = self.work_cause[0]
+        return WorkDone(
+            work=self.work_number, steps=self.work.steps, data_through_seq=through, sha256="", error=_words(error)
+        )
+
+    @property
+    def trains(self) -> tuple[int, Trains] | None:
+        """The phase that runs, from 0, and its agent, if that trains networks for another day."""
+        return (self._phase, self._agent) if isinstance(self._agent, Trains) else None
+
     def work_done(self) -> WorkDone:
         """Describe the finished work; the edge sends this, and the result counts when it comes back."""
         if self.work is None:
@@ -236,7 +235,7 @@ class ModelServer:
         self._ask()
         return []
 
-    def _failed(self, where: str, error: Exception) -> list[Document]:
+    def _failed(self, where: str, words: str) -> list[Document]:
         """Go on without the agent that raised: nobody knows what its state is worth.
 
         The next phase begins; where there is none the session is not ended, but nothing is proposed any more: the rig
@@ -245,11 +244,10 @@ class ModelServer:
         out: list[Document] = []
         while True:
             last = self._phase + 1 >= self._phases
-            words = re.sub(r"0x[0-9a-f]+", "0x...", f"{type(error).__name__}: {error}")[:200]  # a replay says the same
             name = "no agent" if self._agent is None else type(self._agent).__name__.lower()
             after = "no phase follows: fallback images are shown, then grey" if last else "the next begins"
             detail = f"phase {self._phase + 1}, {name}, at {where}: {words}"
-            out.append(Fault(what="agent failed", detail=detail, done=f"it is asked for nothing more; {after}"))
+            out.append(Fault(what=AGENT_FAILED, detail=detail, done=f"it is asked for nothing more; {after}"))
             self._agent = self.work = self._current = self._previous = None
             self._answers.clear()
             self._courses.clear()
@@ -261,7 +259,7 @@ class ModelServer:
             except MemoryError:
                 raise
             except Exception as another:  # noqa: BLE001 - as in `handle`
-                where, error = "its beginning", another
+                where, words = "its beginning", _words(another)
 
     def _ask(self) -> None:
         if self._agent is not None:
@@ -272,6 +270,8 @@ class ModelServer:
     def _take_work(self, done: WorkDone) -> list[Document]:
         if self.work is None or self._agent is None or done.work != self.work_number:
             return []
+        if done.error:  # nothing is computed here: what raised live may take minutes, or raise no more
+            return self._failed(f"work {done.work}", done.error)
         while self.work.steps < done.steps and not self.work.step():
             pass
         batch = self.work.result()
@@ -381,7 +381,12 @@ class ModelServer:
             locked_s = left.get("locked_s")
         self._current = self._previous = None
         ended = PhaseEnded(phase=self._phase, reason=reason, last=last, window_s=locked_s)
+        self._agent = None
         if last:
-            self._agent = None
             return [ended]
-        return [ended, *self._next_phase()]
+        try:
+            return [ended, *self._next_phase()]
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `handle`; what this phase found is said all the same
+            return [ended, *self._failed("its beginning", _words(error))]

@@ -4,7 +4,7 @@ Used by the inception and control agents and by reports, on fresh repeats only. 
 is seeded. An effect that cannot be tested (too few repeats) has p = NaN, and is not counted as a test.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,7 @@ I64 = npt.NDArray[np.int64]
 
 LEAST_PAIRS = 6  # of fewer, no arrangement of signs is rarer than 1 in 32
 RESAMPLES = 9_999
+INTERVAL_DRAWS = 2_000
 UNITS_AT_ONCE = 256  # bounds the memory of as many resamples
 LEAST_SHARED = 10  # images; a correlation over fewer says nothing about who a unit is
 
@@ -97,11 +98,7 @@ def _sign_flip_p(scores: F64, two_sided: bool, seed: int) -> F64:
     that p is valid and never 0 (Phipson and Smyth 2010).
     """
     n, units = scores.shape
-    complete = 2**n <= RESAMPLES
-    if complete:
-        signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-    else:
-        signs = 1.0 - 2.0 * np.random.default_rng([seed, n]).integers(0, 2, (RESAMPLES, n))
+    signs, complete = _signs(n, seed)
     p = np.empty(units)
     for start in range(0, units, UNITS_AT_ONCE):
         part = scores[:, start : start + UNITS_AT_ONCE]
@@ -111,6 +108,68 @@ def _sign_flip_p(scores: F64, two_sided: bool, seed: int) -> F64:
         as_high = (sums >= observed - rounding).sum(axis=0)
         p[start : start + UNITS_AT_ONCE] = as_high / len(signs) if complete else (1 + as_high) / (1 + len(signs))
     return p
+
+
+def _signs(n: int, seed: int) -> tuple[F64, bool]:
+    """Return swaps within `n` pairs, (arrangement, pair) of 1 and -1, and whether these are all that there are."""
+    if complete := 2**n <= RESAMPLES:
+        swapped = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        swapped = np.random.default_rng([seed, n]).integers(0, 2, (RESAMPLES, n))
+    return np.asarray(1.0 - 2.0 * swapped, np.float64), complete
+
+
+@dataclass(frozen=True)
+class PairedScores:
+    """What the mean responses of a population to one image are worth, less what those to another are worth."""
+
+    difference: float
+    low: float
+    """Ends of the 95 % interval: percentiles over pairs of repeats drawn with replacement."""
+    high: float
+    p: float
+    """Two-sided; NaN for fewer than LEAST_PAIRS pairs."""
+    pairs: int
+
+
+def paired_scores(first: F64, second: F64, score: Callable[[F64], F64], seed: int = 0) -> PairedScores:
+    """Test a population's responses to two images, `first` and `second` (repeat, unit), paired by repeat.
+
+    `score` makes of mean responses (..., unit) what they are worth (...,); it need not be linear (a softmax), so it is
+    applied to the means over repeats, and anew to those after each swap within pairs. Pairs with NaN are left out.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(f"responses are {first.shape} and {second.shape}; give both as (repeat, unit), paired")
+    there = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
+    first, second, n = first[there], second[there], int(there.sum())
+    if not n:
+        return PairedScores(*(float("nan"),) * 4, 0)
+
+    def worth(middle: F64, apart: F64) -> F64:
+        return np.asarray(score(middle + apart) - score(middle - apart), np.float64)
+
+    middle, half = (first + second) / 2, (first - second) / 2
+    observed = float(worth(middle.mean(axis=0), half.mean(axis=0)))
+    if n < LEAST_PAIRS:
+        return PairedScores(observed, *(float("nan"),) * 3, n)
+    signs, complete = _signs(n, seed)
+    swapped = np.abs(worth(middle.mean(axis=0), signs @ half / n))
+    as_high = int((swapped >= abs(observed) * (1 - 1e-9)).sum())
+    p = as_high / len(signs) if complete else (1 + as_high) / (1 + len(signs))
+    weights = np.random.default_rng([seed, n, 1]).multinomial(n, np.full(n, 1 / n), INTERVAL_DRAWS) / n
+    low, high = np.percentile(worth(weights @ middle, weights @ half), [2.5, 97.5])
+    return PairedScores(observed, float(low), float(high), p, n)
+
+
+def share(hits: int, of: int) -> tuple[float, float, float]:
+    """Return a share and its 95 % interval (Wilson); NaN for none."""
+    if not of:
+        return (float("nan"),) * 3
+    from scipy import stats
+
+    ends = stats.binomtest(hits, of).proportion_ci(0.95, method="wilson")
+    return hits / of, float(ends.low), float(ends.high)
 
 
 # --- confusion matrix -------------------------------------------------------------------------------------------------
@@ -180,10 +239,8 @@ def _against_chance(z: F64, own: I64, highest: Bool, tested: int, sets: int) -> 
     if tested:
         from scipy import stats
 
-        found = stats.binomtest(hits, tested, chance, alternative="greater")
-        p = float(found.pvalue)
-        ends = stats.binomtest(hits, tested, chance).proportion_ci(0.95, method="wilson")
-        low, high = float(ends.low), float(ends.high)
+        p = float(stats.binomtest(hits, tested, chance, alternative="greater").pvalue)
+        _, low, high = share(hits, tested)
     return Confusion(z, own, highest, tested, hits, chance, p, low, high)
 
 

@@ -15,6 +15,7 @@ from rig.animal.commands import fake_app
 from rig.bench.commands import add_replay_bench, bench_app
 from rig.bench.evolve_commands import add_evolve_bench
 from rig.bench.json_file import with_alone
+from rig.bench.mei_commands import add_mei_bench
 from rig.bench.refit_commands import add_refit_bench
 from rig.bench.synthesis_commands import add_synthesis_bench
 from rig.clock import HostClock, StrayReplayClock, replayed
@@ -30,13 +31,15 @@ from rig.saved_evolution import with_saved
 from rig.similarity import EXAMPLE as COMPARE_EXAMPLE
 from rig.similarity import compare_evolutions
 from rig.train_generator import add_train_generator
+from rig.true_rates import add_truth
 from rig.units.commands import units_app
 from rig.why.tree import add_why
 
 if TYPE_CHECKING:
     from rig.bench.evolve import EvolveSide
+    from rig.bench.mei_commands import Run as MeiRun
     from rig.bench.refit import RefitSide
-    from rig.bench.synthesis_commands import Bench as SynthesisBench
+    from rig.bench.synthesis_commands import Benches as SynthesisBenches
     from rig.replay.model_side import ModelSide, Neurons
     from rig.train_generator import Train
     from rig.why.origin import Build
@@ -216,6 +219,7 @@ add_why(app, _generators)
 add_generator(app, _generators)
 add_replay(app, _model_side)
 add_replay_bench(bench_app, _model_side)
+add_truth(app, _model_side)
 
 
 def _evolve_side() -> "EvolveSide":
@@ -247,14 +251,26 @@ def _refit_side() -> "RefitSide":
 add_refit_bench(bench_app, _refit_side)
 
 
-def _synthesis_bench() -> "SynthesisBench":
-    """Join the bench of synthesis with the models."""
+def _synthesis_benches() -> "SynthesisBenches":
+    """Join the benches of synthesis with the models."""
     from models.synthesis_bench.run import bench
+    from models.synthesis_bench.trained import bench as agreement
+    from rig.bench.synthesis_commands import Benches
 
-    return bench
+    return Benches(bench, agreement)
 
 
-add_synthesis_bench(bench_app, _synthesis_bench)
+add_synthesis_bench(bench_app, _synthesis_benches)
+
+
+def _mei_bench() -> "MeiRun":
+    """Join the bench of most exciting images with the models."""
+    from models.mei_bench.run import run
+
+    return run
+
+
+add_mei_bench(bench_app, _mei_bench)
 
 
 def _training() -> "Train":

@@ -178,3 +178,8 @@ class FakeClock:
     def advance_ns(self, step_ns: int) -> None:
         """Let `step_ns` pass."""
         self._now_ns += step_ns
+
+
+def processor_ns() -> int:
+    """Return how long this process has computed, all its threads together, ns: what others do does not count."""
+    return time.process_time_ns()

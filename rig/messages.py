@@ -26,6 +26,7 @@ from rig.documents.devices import (
 from rig.documents.document import Axes, Document
 from rig.documents.outcomes import RATE_UNITS, BarcodeSent, OutputDone, OutputRequest, Response
 from rig.documents.session import (
+    AGENT_FAILED,
     FALLBACK_OVER,
     Fault,
     Origin,
@@ -50,6 +51,7 @@ from rig.documents.stimuli import (
 )
 
 __all__ = (
+    "AGENT_FAILED",
     "ARRAY_FIELDS",
     "DOCUMENT_TYPES",
     "FALLBACK_OVER",

@@ -9,9 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rig.config.control import ControlPhase
 from rig.config.first_minutes import presentations
 from rig.config.inception import InceptionPhase
 from rig.config.phases import ConfirmPhase, EvolvePhase, MapPhase, PresentPhase, ScreenPhase
+from rig.config.revisit import RevisitPhase
 from rig.config.session import Config
 from rig.config.sources import LslCalciumSource, LslCountSource, TracesWireSource
 from rig.messages import (
@@ -49,8 +51,10 @@ def planned(config: Config) -> int:
             total += phase.presentations(targets)
         elif isinstance(phase, MapPhase | ScreenPhase):
             total += presentations(phase)
-        elif isinstance(phase, InceptionPhase):
+        elif isinstance(phase, InceptionPhase | ControlPhase):
             total += phase.presentations(len(config.responses.units))
+        elif isinstance(phase, RevisitPhase):
+            total += phase.presentations()
         elif isinstance(phase, PresentPhase):
             total += phase.repeats * (phase.count + phase.blanks)
     return total
@@ -257,12 +261,23 @@ class Progress:
             count = len(self._config.responses.units)
             over = "mean of images" if count == 1 else f"mean over {count} units: all images"
             names = {"mean": over, "best": "best image", "blank": "blank"}
-        if self._now[1] == "inception":
+        if self._now[1] in ("inception", "control"):
             return self._learnt()
+        if self._now[1] == "revisit":
+            return self._found_again()
         if self._now[1] == "confirm":
             names = {"best": "evolved images", "reference": "references that were best before"}
         digits = 1 if self._measure == "spikes" else 3
         return [f"{name} {self._report[key]:.{digits}f}" for key, name in names.items() if key in self._report]
+
+    def _found_again(self) -> list[str]:
+        """Say which units of another day were found again, and what came of their images so far."""
+        report, words = self._report, []
+        if "verified" in report:
+            words.append(f"{report['verified']:.0f} of {report['pairs']:.0f} units verified to be those of that day")
+        if "row_maximum" in report:
+            words.append(f"own image of that day drives the unit most in {report['row_maximum']:.0%}")
+        return words
 
     def _learnt(self) -> list[str]:
         """Say what the encoder of an inception phase is worth, and what came of its images so far."""
@@ -273,6 +288,11 @@ class Progress:
             words.append(f"{report['chosen']:.0f} units chosen")
         if "row_maximum" in report:
             words.append(f"own image drives the unit most in {report['row_maximum']:.0%}")
+        if "stretch_above_natural" in report:
+            words.append(f"{report['stretch_above_natural']:.0%} of sites driven above the best natural image")
+        if "one_hot_made" in report:
+            made, natural = report["one_hot_made"], report["one_hot_natural"]
+            words.append(f"one-hot score {made:.2f}, of natural images {natural:.2f}")
         return words
 
     def line(self) -> str:

@@ -17,11 +17,13 @@ import yaml
 from rig.config.evolution import SavedCodes, SavedStart
 from rig.config.phases import EvolvePhase
 from rig.config.reading import ConfigError, parse
+from rig.config.revisit import RevisitPhase
 from rig.config.session import Config
 from rig.config.targets import Target
 from rig.encoding import BadDocument
 from rig.messages import ModelUpdated, Proposal, Response
 from rig.replay.records import Log, ReplayError, config_of, session_start
+from rig.saved_inception import taken, units_of
 from stimuli.spec import LatentImage
 
 F32 = npt.NDArray[np.float32]
@@ -52,6 +54,11 @@ class Evolved:
     phase: int
     target: Target
     generator: str = ""
+    frame_px: tuple[int, int] | None = None
+    """Height and width of its frames."""
+    contrast: float | None = None
+    """RMS contrast that its generator was to give them."""
+    background: int | None = None
     images: dict[str, Image] = field(default_factory=dict)
 
     def best(self, count: int) -> list[Image]:
@@ -162,7 +169,13 @@ class _Reading:
         objectives = settings.objectives(self._units.get(phase, ()))
         if number >= len(objectives):
             return None
-        return self.found.setdefault((phase, number), Evolved(phase, objectives[number]))
+        new = Evolved(
+            phase,
+            objectives[number],
+            contrast=settings.generator.contrast,
+            background=self._config.display.background,
+        )
+        return self.found.setdefault((phase, number), new)
 
     def _proposed(self, proposal: Proposal) -> None:
         if proposal.agent != "evolve":
@@ -173,6 +186,7 @@ class _Reading:
                 continue
             row = stimulus.spec.row
             one.generator = stimulus.spec.generator
+            one.frame_px = (proposal.frames.shape[1], proposal.frames.shape[2])
             one.images[stimulus.id] = Image(stimulus.id, proposal.generation, np.array(proposal.latents[row]))
 
 
@@ -202,6 +216,9 @@ def saved_codes(start: SavedStart) -> tuple[SavedCodes, ...]:
                     stimulus_ids=ids,
                     scores=means,
                     size=codes.shape[1],
+                    frame_px=one.frame_px,
+                    contrast=one.contrast,
+                    background=one.background,
                     float32_base64=text,
                 )
             )
@@ -209,24 +226,35 @@ def saved_codes(start: SavedStart) -> tuple[SavedCodes, ...]:
 
 
 def with_saved(config: Config, text: str) -> tuple[Config, str]:
-    """Return config and text with the codes filled in that evolve phases take from other sessions.
+    """Return config and text with everything filled in that phases take from other sessions.
 
-    What was taken stands in the session's own config file and log, so that neither a restart nor a replay needs the
-    other session. A config that takes none, or has its codes, is returned as it is. Raises ConfigError.
+    Evolve phases take codes, revisit phases images and responses. What was taken stands in the session's own config
+    file and log, so that neither a restart nor a replay needs the other session. A config that takes nothing, or has
+    it, is returned as it is. Raises ConfigError.
     """
-    starts = {
-        k: phase.start
-        for k, phase in enumerate(config.phases)
-        if isinstance(phase, EvolvePhase) and isinstance(phase.start, SavedStart) and not phase.start.codes
-    }
-    if not starts:
+    if not any(_wanting(phase) for phase in config.phases):
         return config, text
     raw: dict[str, Any] = yaml.safe_load(text)
-    for k, start in starts.items():
+    for k, phase in enumerate(config.phases):
+        if not _wanting(phase):
+            continue
+        where, part = f"phases.{k}", raw["phases"][k]
         try:
-            raw["phases"][k]["start"]["codes"] = [one.model_dump(mode="json") for one in saved_codes(start)]
+            if isinstance(phase, RevisitPhase):
+                part["units"] = units_of(phase)
+                part["taken"] = taken(phase, config).model_dump(mode="json")
+            elif isinstance(phase, EvolvePhase) and isinstance(phase.start, SavedStart):
+                where += ".start"
+                part["start"]["codes"] = [one.model_dump(mode="json") for one in saved_codes(phase.start)]
         except (ConfigError, OSError) as error:
-            raise ConfigError(f"phases.{k}.start: {error}") from error
-    head = "# The start codes were filled in from other sessions when this was read; comments of the file are lost.\n"
+            raise ConfigError(f"{where}: {error}") from error
+    head = "# What phases take from other sessions was filled in when this was read; comments of the file are lost.\n"
     filled = head + yaml.safe_dump(raw, sort_keys=False)
     return parse(filled), filled
+
+
+def _wanting(phase: object) -> bool:
+    """Return whether a phase takes something that is not filled in yet."""
+    if isinstance(phase, RevisitPhase):
+        return phase.taken is None
+    return isinstance(phase, EvolvePhase) and isinstance(phase.start, SavedStart) and not phase.start.codes

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 from PIL import Image as Picture
+from PIL import ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +29,7 @@ ENERGY_SIDE = 64  # pixels to which a picture is reduced for its orientation ene
 CYCLES = (2.0, 4.0, 8.0)  # per image side
 ORIENTATIONS = 6
 POOL = 8  # positions of the pooled energy along each side
+LABEL_PX = 16  # height of a line of words on a picture
 MEASURES = {"pixels": "pixels r", "energy": "energy r", "ssim": "SSIM", "codes": "code cosine"}
 console, errors = Console(), Console(stderr=True)
 EXAMPLE = """Compare the images that two sessions evolved for the same target, for example of two days.
@@ -36,7 +38,8 @@ stimloop compare-evolutions sessions/2026-11-20-evolve sessions/2026-11-21-evolv
 """
 WORDS = (
     "Means over pairs, one image of each session. First generation: images before anything was chosen, and in brackets "
-    "the range of 95 % of their pairs; * lies above it, more alike than chance. Other target: the best of one target "
+    "the range of 95 % of their pairs; * lies above it, more alike than chance (of 40 figures without any likeness one "
+    "does). Other target: the best of one target "
     "beside the best of another. energy r: correlation of local orientation energy, which a shift of bars by half a "
     "period does not change, as it changes nothing for a complex cell."
 )
@@ -74,6 +77,8 @@ class Comparison:
     """Images of the first generations: what chance alone gives, or a common start."""
     chance: dict[str, tuple[float, float]]
     """Of each measure, the range (percentiles RANGE) of single pairs of images of the first generations."""
+    common: int
+    """Images with which both began, or of the first session with which the second began: no chance made these alike."""
 
 
 # --- measures ---------------------------------------------------------------------------------------------------------
@@ -133,6 +138,11 @@ def orientation_energy(frame: U8) -> F64:
     return out
 
 
+def energy_correlation(a: U8, b: U8) -> float:
+    """Return the correlation of the local orientation energy of two frames (y, x, rgb)."""
+    return _correlation(orientation_energy(a), orientation_energy(b))
+
+
 def _same_size(a: U8, b: U8) -> tuple[U8, U8]:
     height, width = min(a.shape[0], b.shape[0]), min(a.shape[1], b.shape[1])
 
@@ -144,8 +154,13 @@ def _same_size(a: U8, b: U8) -> tuple[U8, U8]:
     return sized(a), sized(b)
 
 
-def each_pair(first: list[Image], second: list[Image], same_generator: bool) -> dict[str, F64]:
-    """Return each measure of all pairs of images that have a picture; raises ValueError without any."""
+def each_pair(
+    first: list[Image], second: list[Image], same_generator: bool, apart: bool = False
+) -> dict[str, F64]:
+    """Return each measure of all pairs of images that have a picture; raises ValueError without any.
+
+    `apart`: pairs of one and the same code are left out.
+    """
     ours, theirs = ([(i, orientation_energy(i.frame)) for i in of if i.frame is not None] for of in (first, second))
     if not ours or not theirs:
         raise ValueError("no pictures to compare")
@@ -153,6 +168,8 @@ def each_pair(first: list[Image], second: list[Image], same_generator: bool) -> 
     for (a, ea), (b, eb) in product(ours, theirs):
         assert a.frame is not None  # noqa: S101 - sorted out above
         assert b.frame is not None  # noqa: S101
+        if apart and same_generator and np.array_equal(a.code, b.code):
+            continue
         frames = _same_size(a.frame, b.frame)
         out["pixels"].append(pixel_correlation(*frames))
         out["energy"].append(_correlation(ea, eb))
@@ -193,7 +210,7 @@ def compare(first: list[Evolved], second: list[Evolved]) -> list[Comparison]:
         same = _same_generator(a, b)
         others = [other for name, other in theirs.items() if name != title and _same_generator(a, other) == same]
         beside = [image for other in others for image in other.best(IMAGES)]
-        start = each_pair(a.first(OF_FIRST), b.first(OF_FIRST), same)
+        start = each_pair(a.first(OF_FIRST), b.first(OF_FIRST), same, apart=True)
         low, high = RANGE
         out.append(
             Comparison(
@@ -209,23 +226,38 @@ def compare(first: list[Evolved], second: list[Evolved]) -> list[Comparison]:
                     for name, of in start.items()
                     if np.isfinite(of).any()
                 },
+                _common(a, b) if same else 0,
             )
         )
     return out
 
 
-def picture(first: list[Evolved], second: list[Evolved], path: Path) -> None:
-    """Write a picture: a row for each target, the best images of the first session, a gap, those of the second."""
+def _common(a: Evolved, b: Evolved) -> int:
+    """Return how many images of `b`'s first generation are images of `a`: the same seed, or a saved start."""
+    there = {image.code.tobytes() for image in a.images.values()}
+    return sum(image.code.tobytes() in there for image in b.first(len(b.images)))
+
+
+def picture(first: list[Evolved], second: list[Evolved], path: Path, names: tuple[str, str] = ("", "")) -> None:
+    """Write a picture: a row for each target, the best images of the first session, a gap, those of the second.
+
+    Above each row stands its target, above all the `names` of the sessions.
+    """
     ours, theirs = _titled(first), _titled(second)
-    side, gap = 120, 12
+    side, gap = 120, 12 + LABEL_PX
     both = [t for t in ours if t in theirs]
-    sheet = Picture.new("RGB", (2 * IMAGES * (side + 4) + gap, len(both) * (side + gap)), "white")
+    sheet = Picture.new("RGB", (2 * IMAGES * (side + 4) + gap, LABEL_PX + len(both) * (side + gap)), "white")
+    words, font = ImageDraw.Draw(sheet), ImageFont.load_default(LABEL_PX - 3)
+    for half, name in enumerate(names):
+        words.text((half * (IMAGES * (side + 4) + gap), 0), name, "black", font)
     for row, title in enumerate(both):
+        top = LABEL_PX + row * (side + gap)
+        words.text((0, top), f"{title}, the best {IMAGES} of each", "black", font)
         for half, one in enumerate((ours[title], theirs[title])):
             for k, image in enumerate(one.best(IMAGES)):
                 if image.frame is not None:
                     small = Picture.fromarray(image.frame).resize((side, side), Picture.Resampling.LANCZOS)
-                    sheet.paste(small, ((half * IMAGES + k) * (side + 4) + half * gap, row * (side + gap)))
+                    sheet.paste(small, ((half * IMAGES + k) * (side + 4) + half * gap, top + LABEL_PX + 4))
     sheet.save(path)
 
 
@@ -246,6 +278,16 @@ def _table(one: Comparison) -> Table:
     pairs = [str(of.pairs) for of in (*columns.values(), one.start)]
     table.add_row("pairs", *pairs)
     return table
+
+
+def common_start(one: Comparison) -> str:
+    """Say that both began with some of the same images, and what follows; "" if they did not."""
+    if not one.common:
+        return ""
+    return (
+        f"{one.target}: the second began with {one.common} images of the first (the same `seed`, or a saved start). "
+        "Likeness may come from that, and stars say nothing of the unit: give each day a seed of its own."
+    )
 
 
 def in_words(one: Comparison) -> str:
@@ -272,7 +314,7 @@ def compare_evolutions(
         ours, theirs = evolutions(first), evolutions(second)
         found = compare(ours, theirs)
         if sheet is not None and found:
-            picture(ours, theirs, sheet)
+            picture(ours, theirs, sheet, (first.resolve().name, second.resolve().name))
     except (ConfigError, ValueError, OSError) as error:
         errors.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
@@ -291,4 +333,6 @@ def compare_evolutions(
     for one in found:
         console.print(_table(one))
         console.print(in_words(one), highlight=False, soft_wrap=True)
+        if said := common_start(one):
+            console.print(said, style="yellow", highlight=False, soft_wrap=True)
     console.print(WORDS, highlight=False, soft_wrap=True)

@@ -189,5 +189,5 @@ def _rgb(path: Path) -> Image.Image:
             if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[:, :, 3].min() < 255:
                 raise ValueError(f"{path}: has transparent pixels; flatten it onto a background first")
             return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable picture ({error}); take it out of the folder") from error

@@ -1,7 +1,9 @@
 """Image banks."""
 
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +121,16 @@ def test_what_would_be_changed_silently_is_refused(tmp_path: Path) -> None:
     for name, reason in (("deep.png", "8-bit"), ("clear.png", "transparent"), ("broken.jpg", "not a readable picture")):
         with pytest.raises(ValueError, match=reason):
             bank.image(name, 8, 8)
+
+
+def test_a_picture_too_large_to_be_one_is_refused_like_any_other(tmp_path: Path) -> None:
+    """A header may claim any size; what reads pictures then raises an error of its own kind."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    whole = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"0" * 100)) + chunk(b"IEND", b"")
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + whole)
+    with pytest.raises(ValueError, match=r"huge.png: not a readable picture .*900000000 pixels"):
+        folder_bank(tmp_path).image("huge.png", 8, 8)

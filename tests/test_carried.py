@@ -11,6 +11,7 @@ from models.agents.carried import (
     Measured,
     Nominated,
     place_of,
+    placed_id,
     references_of,
     units_of,
     window_of,
@@ -140,3 +141,18 @@ def test_the_newest_fact_counts_and_references_are_pooled_by_presentations() -> 
     (pooled,) = references_of((early, seen, late))
     assert pooled.rate_hz.tolist() == [5.0, 5.0]  # (8 + 3 x 4) / 4; the second unit has no new value
     assert pooled.presentations.tolist() == [4, 2]
+
+
+def test_an_image_elsewhere_on_the_screen_has_another_identity_and_no_two_share_one() -> None:
+    here, there = Place(center_deg=(2.0, -2.5), size_deg=4.0), Place(center_deg=(0.0, 0.0), size_deg=3.0)
+    assert placed_id("natural-x", here, here) == "natural-x"
+    assert placed_id("natural-x", None, None) == "natural-x"
+    assert placed_id("natural-x", here, None) == "natural-x@2_-2.5_4deg"
+    assert placed_id("natural-x@2_-2.5_4deg", there, here) == "natural-x@0_0_3deg"
+    assert placed_id("natural-x", None, here) == "natural-x@usual"  # measured elsewhere: another image
+    assert placed_id("natural-x@usual", here, None) == "natural-x@2_-2.5_4deg"
+    names = ["mine-face@2x.png", "mine-face@3x.png", f"mine-{'x' * 60}1.png", f"mine-{'x' * 60}2.png"]
+    placed = [placed_id(name, here, None) for name in names]
+    assert len(set(placed)) == 4
+    assert max(map(len, placed)) <= 80
+    assert placed_id(placed[2], there, here).split("@")[0] == placed[2].split("@")[0]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from stimuli.search.drift import MOST_WINDOWS, Drift
+from stimuli.search.drift import LEAST_GAIN, MOST_WINDOWS, Drift
 
 PER_GENERATION, REFERENCES = 47, 7  # 15 % references
 MEANS = np.array([0.6, 1.2, 2.0, 3.0, 4.5, 6.0, 9.0])  # counts: they span the range
@@ -142,3 +142,13 @@ def test_nonsense_is_refused() -> None:
         Drift(0.0)
     with pytest.raises(ValueError, match="times count from the beginning"):
         Drift().tell("a", 1.0, -1.0)
+
+
+def test_a_response_that_nearly_vanished_is_not_blown_up_without_end() -> None:
+    drift = Drift(20.0)
+    for when in range(1400):
+        drift.tell(str(when % 7), float(MEANS[when % 7]) * (1.0 if when < 400 else 0.02), float(when))
+    course = drift.course()
+    assert course is not None
+    assert np.interp(1399.0, course.knots, course.gain) < LEAST_GAIN / 2
+    assert drift.correct(10.0, 1399.0) - drift.correct(0.0, 1399.0) == pytest.approx(10.0 / LEAST_GAIN)

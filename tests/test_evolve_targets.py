@@ -9,6 +9,7 @@ import pytest
 from models.agents import Batch, Told, build_from_config
 from models.agents.carried import Carried, Measured
 from models.agents.evolve import Evolve
+from models.agents.present import Present
 from models.agents.references import spanning
 from models.agents.stop import plateau, stopped
 from models.server import state_hash
@@ -138,6 +139,7 @@ def test_a_unit_without_a_value_leaves_a_group_its_others_and_nothing_else() -> 
         ("units: [u0, u9]", r"phases.0.units: 'u9' is not in responses.units"),
         ("units: proposed", "no phase before it proposes units"),
         ("unit: u0, sizes_deg: [4, 90]", "u0 at 90 deg"),
+        ("unit: u0, reshows: 0, stop: {plateau_generations: 3}", "re-shows tell a plateau, and reshows is 0"),
     ],
 )
 def test_mistakes_are_named(phase: str, message: str) -> None:
@@ -383,3 +385,71 @@ def test_it_leaves_bets_starts_references_and_where_each_evolution_stood() -> No
     assert left.ends[0].codes.shape == (12, made.generator.latent_size)
     again = Carried.restored(left.state())
     assert state_hash(again.state()) == state_hash(left.state())
+
+
+@pytest.mark.parametrize("generations", [1, 3])
+@pytest.mark.parametrize("optimiser", [f"{kind}, population: 8" for kind in ("xdream", "sphere_cma", "noise_aware")])
+def test_the_bet_knows_the_last_generation_and_its_tail(generations: int, optimiser: str) -> None:
+    """Nobody asks the optimiser for a further generation, and so nothing else would tell it of the last one."""
+    text = BASE.format(phase=f"unit: u0, generations: {generations}, references: 6, blanks: 0, correct_drift: false")
+    made = build_from_config(parse(text.replace("xdream, preset: plos2020, population: 12", optimiser)))(0, ())
+    assert isinstance(made, Evolve)
+    sums: dict[str, list[float]] = {}
+    tail: list[Told] = []
+    for number in range(generations):
+        batch, rows = finish(made), []
+        for k, slot in enumerate(batch.plan):
+            name = batch.stimuli[slot.stimulus].id
+            value = 10.0 if slot.role == "reference" else 20.0 * (number + 1) + k  # every generation beats the last
+            rows.append(Told(number, k, slot.role, name, np.full(4, value)))
+            if slot.role != "reference":
+                sums.setdefault(name, []).append(value)
+        made.tell([*tail, *rows[: batch.tail_from]])
+        tail = rows[batch.tail_from :]
+    before = state_hash(made.evolutions[0].optimiser.state())
+    made.tell(tail)
+    bets = [n for n in made.leaves()["images"] if n.source == "evolved"]
+    assert bets[0].stimulus.id in {s.id for s in batch.stimuli}
+    assert {n.stimulus.id: n.measurements for n in bets} == {n.stimulus.id: len(sums[n.stimulus.id]) for n in bets}
+    if optimiser.startswith(("xdream", "sphere")):  # bets on the best means
+        means = {name: float(np.mean(values)) for name, values in sums.items()}
+        assert [n.stimulus.id for n in bets] == sorted(means, key=lambda name: -means[name])[: len(bets)]
+    assert state_hash(made.evolutions[0].optimiser.state()) == before  # asking what it bets on changes nothing
+
+
+def test_references_that_a_screen_showed_at_the_same_place_are_the_same_images() -> None:
+    """So that they are pooled, and watched units are compared with their screening; elsewhere they are others."""
+    there = "place: {center_deg: [1, 1], size_deg: 4}"
+    screen = f"phases: [{{agent: screen, count: 8, repeats: 4, {there}}}, "
+    shown: dict[str, set[str]] = {}
+    for where in (there, "blanks: 2"):
+        text = BASE.format(phase=f"unit: u0, references: 8, {where}").replace("phases: [", screen)
+        make = build_from_config(parse(text))
+        screening = make(0)
+        batch = finish(screening)  # type: ignore[arg-type]
+        rows = [Told(0, k, s.role, batch.stimuli[s.stimulus].id, np.full(4, 9.0)) for k, s in enumerate(batch.plan)]
+        screening.tell(rows)
+        left = Present.leaves(screening)  # type: ignore[arg-type]
+        made = make(1, (Carried(0, "screen", references=left["references"]),))
+        assert isinstance(made, Evolve)
+        shown[where] = {r.id for r in made.groups[0].references}
+        assert {m.place for m in left["references"]} == {batch.place}
+        assert batch.place is not None
+    screened = {s.id for s in batch.stimuli} - {"blank"}
+    assert shown[there] == screened
+    assert shown["blanks: 2"] == {f"{name}@usual" for name in screened}
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "message"),
+    [
+        ("noise_aware, population: 6, remeasured: 20", "population 6 with 20 measured again; need 4 new ones"),
+        ("noise_aware, least_angle_deg: 60", "need 0 < least <= angle < 90"),
+        ("sphere_cma, start: as_published", "an optimiser that starts as published takes no start codes"),
+    ],
+)
+def test_an_optimiser_that_could_not_begin_is_refused_with_the_config(optimiser: str, message: str) -> None:
+    """And not when its phase begins, in the session."""
+    text = BASE.format(phase="unit: u0, start: {type: natural}")
+    with pytest.raises(ConfigError, match=rf"phases\.0.*{message}"):
+        parse(text.replace("xdream, preset: plos2020, population: 12", optimiser))

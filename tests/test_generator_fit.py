@@ -48,3 +48,12 @@ def test_resampling_keeps_ramps_and_mean_levels(before: int, after: int) -> None
     if after < before:  # a frequency that the result cannot hold is gone
         fast = np.cos(np.pi * (np.arange(before) + 0.5))
         assert np.abs(weights @ fast).max() < 0.05
+
+
+@pytest.mark.parametrize("contrast", [None, 0.3])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_picture_that_is_none_is_no_frame(contrast: float | None, value: float) -> None:
+    broken = picture(0)
+    broken[1, 3, 4] = value
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        FrameFit((64, 64), (32, 32), contrast, 128).frame(broken)

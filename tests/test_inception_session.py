@@ -1,23 +1,29 @@
 """A whole inception session on paper: replayed bit for bit with every frame, and told in the report."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from models.server import WANTS
-from rig.messages import ModelUpdated, PhaseEnded, Presented, Proposal
+from rig.messages import Entry, ModelUpdated, PhaseEnded, Presented, Proposal, Response
 from rig.recording.journal import read_all
 from rig.replay.session import verify_session
+from rig.replay.verify import verify
 from rig.report.data import open_session
+from rig.report.first_minutes import of_unit
+from rig.report.model_checks import curve, measured
 from rig.report.page import write
 from rig.view.h5 import build
+from stimuli.limits import frame_levels
 from tests.test_replay import made, make
 
 PHASE: dict[str, Any] = {
     "agent": "inception", "train": 40, "test": 10, "test_repeats": 4, "block": 30, "waiting": 10, "repeats": 6,
     "most_units": 2, "starts": 2, "iterations": 20, "least_score": -1, "least_oracle": -1, "grid_step": 6,
-    "controls": ["linear", "natural"],
+    "controls": ["linear", "natural"], "contrast_tuning": [0.05, 0.2],
 }  # fmt: skip
 
 
@@ -32,7 +38,7 @@ def test_its_replay_decides_the_same_and_makes_the_same_frames(journal: Path) ->
     assert (outcome.verdict.different, outcome.verdict.missing) == ([], [])
     documents = [e.document for e in read_all(journal)]
     (ended,) = [d for d in documents if isinstance(d, PhaseEnded)]
-    assert ended.reason == "6 repeats of 6 images of 2 units were shown back"
+    assert ended.reason == "6 repeats of 14 images of 2 units were shown back"
     proposals = [d for d in documents if isinstance(d, Proposal)]
     assert {p.agent for p in proposals} == {"inception"}
     shown = [d for d in documents if isinstance(d, Presented)]
@@ -41,9 +47,33 @@ def test_its_replay_decides_the_same_and_makes_the_same_frames(journal: Path) ->
         frames.setdefault(one.stimulus_id, set()).add(one.frame_sha256)
     assert all(len(of) == 1 for of in frames.values())
     back = [one.stimulus_id for one in shown if one.role == "confirmation"]
-    assert sorted(back.count(name) for name in set(back)) == [6] * 6
+    assert sorted(back.count(name) for name in set(back)) == [6] * 14
     first = next(k for k, one in enumerate(shown) if one.role == "confirmation")
     assert all(one.role in ("confirmation", "blank") for one in shown[first:])
+
+
+def test_the_replay_fits_and_synthesises_again_and_takes_neither_from_the_log(journal: Path) -> None:
+    """First responses changed: each later fit and every image made from them comes out another, and is named."""
+    entries = read_all(journal)
+    changed, told = 10, []
+    for entry in entries:
+        document = entry.document
+        if isinstance(document, Response) and document.role != "blank" and changed:
+            document, changed = document.model_copy(update={"rate_hz": document.rate_hz * changed}), changed - 1
+        told.append(Entry(entry.envelope, document))
+    verdict = verify(told, make, WANTS)
+    different = [line.split()[0] for line in verdict.different]
+    updates = sum(isinstance(e.document, ModelUpdated) for e in entries)
+    assert different.count("model_updated") >= updates // 2
+    shown_back = [
+        e.envelope.cause_seq
+        for e in entries
+        if isinstance(e.document, Proposal) and any(slot.role == "confirmation" for slot in e.document.plan)
+    ]
+    named = "\n".join(verdict.different)
+    assert all(f"proposal caused by entry {seq} " in named for seq in shown_back)
+    responses = sum(isinstance(e.document, Response) for e in entries)
+    assert verdict.identical["response"] == responses - 9  # the last of the ten was multiplied by 1
 
 
 def test_the_report_shows_scores_images_and_what_was_told_apart(journal: Path) -> None:
@@ -51,10 +81,12 @@ def test_the_report_shows_scores_images_and_what_was_told_apart(journal: Path) -
     page = write(journal.parent).read_text(encoding="utf-8")
     last = [e.document for e in read_all(journal) if isinstance(e.document, ModelUpdated)][-1]
     assert "<b>2 units chosen</b>" in page
-    assert f"in {last.report['row_maximum']:.0%} of the units" in page
-    assert f"More than <b>linear field</b>: {last.report['better_linear']:.0%} of the units" in page
+    assert f"in {round(2 * last.report['row_maximum'])} of 2 units" in page
+    assert f"More than <b>linear field</b>: {round(2 * last.report['better_linear'])} of 2 units" in page
+    assert "% of the units" not in page  # of two
     figures = {path.stem for path in (journal.parent / "figures").glob("*.png")}
-    assert {"learning_0", "meis_0", "confusion_0"} <= figures
+    drawn = {"learning_0", "learning_units_0", "meis_0", "confusion_0", "contrast_0", "model_0", "frequencies_0"}
+    assert drawn <= figures
     with open_session(journal.parent / "session.h5") as session:
         for score in last.scores:
             column = session.units.index(score.target)
@@ -63,3 +95,46 @@ def test_the_report_shows_scores_images_and_what_was_told_apart(journal: Path) -
             assert len(rates) == score.presentations == 6
             if score.source == "mei":
                 assert f"<td class=n>{score.raw:.1f} ± {score.error:.1f}</td>" in page
+
+
+def test_images_at_other_contrasts_are_shown_and_compared_with_nothing(journal: Path) -> None:
+    last = [e.document for e in read_all(journal) if isinstance(e.document, ModelUpdated)][-1]
+    assert {score.source for score in last.scores} == {
+        "mei", "linear", "natural", "mei_at_0.05", "mei_at_0.2", "natural_at_0.05", "natural_at_0.2",
+    }  # fmt: skip
+    tests = {name.split(": ")[1] for name in last.report if ": q_" in name}
+    assert tests == {"q_linear", "q_natural"}
+    with open_session(journal.parent / "session.h5") as session:
+        units = {score.target for score in last.scores}
+        for score in last.scores:
+            shown = session.picture(score.stimulus_id)
+            assert shown is not None
+            asked = float(score.source.partition("_at_")[2] or last.report[f"{score.target}: contrast"])
+            mean_level, contrast = frame_levels(shown)
+            assert mean_level == pytest.approx(128, abs=0.05)
+            assert contrast == pytest.approx(asked, abs=5e-4)
+        for unit in units:
+            kinds = {score.source: score.stimulus_id for score in last.scores if score.target == unit}
+            points = measured(session, 0, unit, kinds, "mei", last.report[f"{unit}: contrast"])
+            assert points[:, 0].tolist() == sorted(points[:, 0].tolist())
+            assert len(points) == 3
+            assert points[0, 1] == pytest.approx(last.report[f"{unit}: mei_at_0.05"])
+            assert points[0, 2] == pytest.approx(last.report[f"{unit}: mei_at_0.05_se"])
+
+
+def test_the_model_of_each_unit_is_checked_by_the_end(journal: Path) -> None:
+    last = [e.document for e in read_all(journal) if isinstance(e.document, ModelUpdated)][-1]
+    for unit in {score.target for score in last.scores}:
+        one = of_unit(last.report, unit)
+        shares = [one[f"eigenvalue_{k}"] for k in range(1, 11)]
+        assert shares == sorted(shares, reverse=True)
+        assert 0 < sum(shares) <= 1 + 1e-9
+        assert one["dimensions"] >= 1
+        assert {"linear_r", "linearised_r", "linear_alike", "filter_mei", "filter_linear"} <= set(one)
+        contrast, rate = curve(one)
+        at_own = np.interp(one["contrast"], contrast, rate)
+        own = next(s for s in last.scores if s.target == unit and s.source == "mei")
+        with open_session(journal.parent / "session.h5") as session:
+            ids = session.texts("stimuli/stimulus_id")
+            figures = json.loads(session.texts("stimuli/figures")[ids.index(own.stimulus_id)])
+        assert at_own == pytest.approx(figures["predicted"], rel=0.1, abs=0.5)  # of the frame that was shown

@@ -100,6 +100,11 @@ def test_other_phases_change_nothing_and_a_wild_window_is_no_document() -> None:
     d.show(0, 2 * RATE)
     d.advance(3 * RATE)
     assert d.responses[0].window_end_sample == 2 * RATE + 4500
+    d.take(lock((0.08, 0.13)))
+    d.take(PhaseEnded(phase=1, reason="over", last=False))  # says no window: the locked one stays
+    d.show(1, 4 * RATE)
+    d.advance(6 * RATE)
+    assert d.responses[1].window_end_sample == 4 * RATE + 3900
     header = encode(lock((0.1, 0.2)))[0].replace(b"[0.1,0.2]", b"[0.2,0.1]")
     with pytest.raises(BadDocument, match="window_s goes from"):
         decode([header])

@@ -335,3 +335,23 @@ def test_a_large_search_takes_little_time_and_memory() -> None:
         optimiser.tell(Scores.of(asked.code_ids, rng.random(40)))
     arrays = optimiser.state()["open"]
     assert sum(g["directions"].nbytes for g in arrays) < 4 * 40 * 4096 * 4 + 1
+
+
+@pytest.mark.parametrize(("late", "counts"), [(1, True), (3, True), (4, True), (5, False)])
+def test_late_scores_change_the_step_of_one_of_three_generations_before_the_newest(late: int, counts: bool) -> None:
+    """And not for ever: every step that stays open is computed again each time."""
+    centers = []
+    for told in (True, False):
+        search, neuron = make(3), Neuron(3)
+        for number in range(late):
+            asked = search.ask()
+            rows = slice(None, len(asked.code_ids) // 2 if number == 0 else None)
+            search.tell(Scores.of(asked.code_ids[rows], neuron.rates(asked.codes[rows])))
+            if number == 0:
+                owed = asked.code_ids[len(asked.code_ids) // 2 :], asked.codes[len(asked.code_ids) // 2 :]
+        if told:
+            search.tell(Scores.of(owed[0], neuron.rates(owed[1])))
+        search.ask()
+        assert search.center is not None
+        centers.append(search.center)
+    assert (not np.array_equal(*centers)) == counts

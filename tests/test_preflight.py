@@ -70,6 +70,13 @@ def test_a_folder_of_pictures_that_is_not_there(tmp_path: Path) -> None:
     assert "banks" in result.remedy
 
 
+def test_a_picture_that_cannot_be_shown_is_named_before_the_session(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    result = banks(config(banks={"mine": tmp_path}))
+    assert result.status == "fail"
+    assert "a.png: not a readable picture" in result.message
+
+
 def test_a_session_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     huge = config(phases=[{"agent": "present", "count": 20, "repeats": 10**12}])

@@ -15,6 +15,7 @@ from rig.report.figures import best_stimulus, raster_groups
 from rig.report.page import write
 from rig.report.targets import each_target
 from rig.view.h5 import build
+from rig.why.derived import explain
 from tests.test_counterfactual_targets import recorded
 
 EVOLVE = {
@@ -68,7 +69,7 @@ def test_rates_are_drawn_as_the_neurons_gave_them_and_the_best_of_a_suppressed_u
         lowest = one.rate_hz[own, column].min()
         name, caption = evolution.strip(one, 0)[0]
         assert one.rate_hz[own & (one.stimulus_id == name), column].min() == lowest
-        assert caption.startswith(f"generation 1\n{lowest:.0f} spikes/s")
+        assert caption.startswith(f"generation 1\nonce {lowest:.0f} spikes/s")
         best = best_stimulus(one, 0, column, "reference")
         assert best is not None
         references = {str(n) for n in one.stimulus_id[one.usable & (one.phase == 0) & (one.role == "reference")]}
@@ -105,6 +106,21 @@ def test_the_page_shows_the_pictures_and_claims_from_the_confirmation_alone(fold
         assert (folder / "figures" / f"evolution_0_t{k}.png").exists()
 
 
+def test_why_follows_each_target_where_places_take_turns(folder: Path) -> None:
+    with open_session(folder / "session.h5") as session:
+        newest = ("p0-t1-g002", "p0-t1-g001")
+        last = next(str(name) for name in session.stimulus_id[::-1] if str(name).startswith(newest))
+    found, _ = explain(folder, last, None)
+    assert found["asked_by"]["unit"] == "E03#0"  # and not the mean over all units
+    parents = found["stimuli"][last]["parents"]
+    assert parents
+    assert all(p["stimulus_id"].startswith("p0-t1-") and p["response"]["usable"] and p["rank"] for p in parents)
+    parent = parents[0]["stimulus_id"]
+    told, _ = explain(folder, str(parents[0]["response"]["presentation"]), None)
+    assert told["presentation"]["stimulus_id"] == parent
+    assert last in told["used"]["children"]
+
+
 @pytest.mark.parametrize(
     ("difference", "p", "suppress", "outcome", "words"),
     [
@@ -123,3 +139,19 @@ def test_words_say_what_was_aimed_at(difference: float, p: float, suppress: bool
     target = Target(unit="u", suppress=suppress)
     assert confirmation.outcome(claim, target) == outcome
     assert words in confirmation.in_words(claim, "spikes/s", 1, target)
+    assert confirmation.outcome(claim, target, 40) == "unfinished"  # whatever p has become by then
+    early = confirmation.in_words(claim, "spikes/s", 1, target, 40)
+    assert early.startswith("Nothing is claimed: the block was broken off before its 40 repeats.")
+    assert "p = " not in early
+
+
+def test_a_reference_that_gave_more_than_the_one_of_the_claim_is_named() -> None:
+    def shown(source: str, name: str, mean: float) -> Repeats:
+        return Repeats("t", source, name, np.linspace(mean - 1, mean + 1, 20))
+
+    of = [shown("evolved", "x", 9.0), shown("reference", "y", 5.0), shown("reference", "z", 7.0)]
+    claim, target = claims(of)[0], Target(unit="u")
+    assert claim.reference.stimulus_id == "y"
+    assert "Another reference of this block, z, gave more: 7.0" in confirmation.strongest(claim, of, target, "Hz", 1)
+    assert "differs from it by +2.0" in confirmation.strongest(claim, of, target, "Hz", 1)
+    assert confirmation.strongest(claim, of, Target(unit="u", suppress=True), "Hz", 1) == ""

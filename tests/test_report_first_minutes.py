@@ -5,10 +5,12 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 
 from rig.report.data import Session
-from rig.report.first_minutes import fields_figure, mapping, screening
+from rig.report.figures import mark_times
+from rig.report.first_minutes import best_unit, fields_figure, mapping, screening
 
 CONFIG = {
     "stimulus": {"center_deg": [0, 0], "size_deg": 10},
@@ -84,9 +86,34 @@ def test_units_are_listed_with_the_reasons_against_them() -> None:
     locked = screening(session(MAPPED, SCREENED | {"window_locked": 1.0}), 1)
     assert "Later phases measure in the window found" in locked
     assert "0.90 (0.80 to 0.95)" in page
-    assert "no: does not respond; fires too little" in page
+    assert "no: no certain response; fires too little" in page
     assert "no: never seen" in page
-    assert page.index("a&lt;b") < page.index("no: does not respond")
+    assert page.index("a&lt;b") < page.index("no: no certain response")
+
+
+def test_the_raster_is_of_the_best_unit() -> None:
+    made = session(MAPPED, SCREENED | {"a<b: rank": 2.0, "d: rank": 1.0})
+    about, words = best_unit(made, 1)
+    assert about.config["phases"][1]["unit"] == "d"
+    assert words == "<h3>d, the best unit</h3>"
+    assert "unit" not in made.config["phases"][1]
+    assert best_unit(session(MAPPED, {"proposed": 0.0}), 1)[1] == "<h3>a&lt;b, the first unit</h3>"
+
+
+def test_a_phase_is_drawn_with_the_window_that_it_was_measured_in() -> None:
+    windows = {0: (0.05, 0.15), 1: (0.06, 0.12)}  # phase 0 locked another one
+    made = SimpleNamespace(
+        window_s=windows.get,
+        phase=np.array([0, 0, 1]),
+        onset_flip_host_ns=np.zeros(3, np.int64),
+        offset_flip_host_ns=np.array([100, 100, 300]) * 1_000_000,
+    )
+    for phase, (start, end) in windows.items():
+        axes = Figure().subplots()
+        mark_times(cast("Session", made), phase, (axes,), (-0.1, 0.3))
+        on, counted = (patch.get_extents().transformed(axes.transData.inverted()) for patch in axes.patches)
+        assert (on.x0, on.x1) == pytest.approx((0, 100 if phase == 0 else 300), abs=1e-6)
+        assert (counted.x0, counted.x1) == pytest.approx((start * 1e3, end * 1e3))
 
 
 def test_a_phase_that_did_not_end_says_so() -> None:

@@ -169,7 +169,7 @@ def test_the_time_axis_holds_the_whole_response_window(tmp_path: Path) -> None:
                  "baseline": {"kind": "pre", "window_s": [-0.4, 0.0]}}  # fmt: skip
     folder = made(tmp_path / "s", configured(present(), responses=responses))
     with open_session(folder / "session.h5") as session:
-        assert around_s(session) == pytest.approx((-0.45, 0.8))
+        assert around_s(session, 0) == pytest.approx((-0.45, 0.8))
         figure = raster(session, 0)
     assert figure is not None
     for axes in figure.axes:

@@ -17,11 +17,32 @@ from rig.cli import app
 from rig.config.evolution import SavedStart
 from rig.config.phases import EvolvePhase
 from rig.config.reading import ConfigError, parse
+from rig.config.targets import Target
 from rig.encoding import encode, encode_entry
-from rig.messages import Document, Entry, Envelope, ModelUpdated, Proposal, Response
+from rig.messages import (
+    AGENT_FAILED,
+    Document,
+    Entry,
+    Envelope,
+    Fault,
+    ModelUpdated,
+    PhaseEnded,
+    Proposal,
+    Response,
+)
 from rig.recording.journal import JournalWriter, read_all
-from rig.saved_evolution import Image, evolutions, with_saved
-from rig.similarity import alike, compare, cosine, each_pair, in_words, orientation_energy, pixel_correlation, ssim
+from rig.saved_evolution import Evolved, Image, evolutions, with_saved
+from rig.similarity import (
+    alike,
+    common_start,
+    compare,
+    cosine,
+    each_pair,
+    in_words,
+    orientation_energy,
+    pixel_correlation,
+    ssim,
+)
 from tests.test_counterfactual_targets import recorded as in_session
 from tests.test_snapshot import session_start
 
@@ -167,6 +188,18 @@ def test_codes_of_another_generator_or_target_are_refused(days: tuple[Path, Path
     with pytest.raises(ValueError, match=r"phases\.0\.start: the codes of .* \(45 numbers\).*use the same generator"):
         build_from_config(parse(yaml.safe_dump(raw)))(0)
     raw = yaml.safe_load(filled)
+    raw["phases"][0]["generator"]["falloff"] = 2.0  # as many numbers, which mean other patterns
+    with pytest.raises(ValueError, match=r"with other weights or settings; use the same generator"):
+        build_from_config(parse(yaml.safe_dump(raw)))(0)
+    raw = yaml.safe_load(filled)
+    raw["phases"][0]["generator"]["contrast"], raw["stimulus"]["size_deg"] = 0.2, 3  # only the frames differ
+    build_from_config(parse(yaml.safe_dump(raw)))(0)
+    raw = yaml.safe_load(filled)
+    raw["phases"][0]["generator"]["falloff"] = 2.0
+    for one in raw["phases"][0]["start"]["codes"]:  # as an earlier version filled it in
+        del one["frame_px"], one["contrast"], one["background"]
+    build_from_config(parse(yaml.safe_dump(raw)))(0)
+    raw = yaml.safe_load(filled)
     raw["phases"][0]["start"]["target"] = "u7"
     with pytest.raises(ValueError, match=r"has no evolution of 'u7' \(it has: u1, u0\)"):
         build_from_config(parse(yaml.safe_dump(raw)))(0)
@@ -220,6 +253,7 @@ def test_two_days_of_the_same_target_are_more_alike_than_their_starts(
         low, high = one.chance["pixels"]
         assert low < one.start.pixels < high < one.top.pixels
         assert "are more alike than 97.5 % of chance pairs by pixels r" in in_words(one)
+        assert common_start(one) == ""
     result = CliRunner().invoke(app, ["compare-evolutions", *map(str, days), "--json"])
     assert result.exit_code == 0, result.output
     assert {row["target"] for row in json.loads(result.output)} == {"u0", "u1"}
@@ -231,6 +265,28 @@ def test_two_days_of_the_same_target_are_more_alike_than_their_starts(
         assert picture.size[0] > 1000
     result = CliRunner().invoke(app, ["compare-evolutions", str(days[0]), "nowhere"])
     assert result.exit_code == 2
+
+
+def test_a_common_start_is_named_and_is_no_chance(days: tuple[Path, Path]) -> None:
+    day = evolutions(days[0])[:1]
+    (one,) = compare(day, day)  # two days with the same seed begin like this
+    assert one.common == len(day[0].first(100)) > 10
+    assert one.chance["pixels"][1] < one.top.pixels < 1  # and not 1, that of images beside themselves
+    assert "the same `seed`" in common_start(one)
+
+
+def test_what_a_screen_found_is_in_the_log_also_where_the_next_phase_cannot_begin(tmp_path: Path) -> None:
+    screen = {"agent": "screen", "images": ["natural"], "count": 12, "repeats": 4, "least_driven_hz": 1e6}
+    evolve = {"agent": "evolve", "units": "proposed", "generations": 1}
+    documents = [e.document for e in read_all(in_session(tmp_path / "session", [screen, evolve], 0.4))]
+    ended = [d for d in documents if isinstance(d, PhaseEnded)]
+    assert [d.phase for d in ended] == [0]
+    assert "no unit passed the thresholds" in ended[0].reason
+    found = [d.report for d in documents if isinstance(d, ModelUpdated) and d.phase == 0][-1]
+    assert found["proposed"] == 0
+    assert "E01#0: rejected, fires too little" in found
+    (fault,) = [d for d in documents if isinstance(d, Fault) and d.what == AGENT_FAILED]
+    assert fault.detail.startswith("phase 2, no agent, at its beginning: ValueError: phases.1.units: proposed")
 
 
 def test_units_that_were_proposed_are_found_by_their_names(tmp_path: Path) -> None:
@@ -245,3 +301,17 @@ def test_units_that_were_proposed_are_found_by_their_names(tmp_path: Path) -> No
     found = evolutions(journal.parent)
     assert {one.target.title for one in found} == named
     assert all(image.values for one in found for image in one.best(3))
+
+
+def test_the_best_of_a_day_is_no_lucky_trial() -> None:
+    """By hand: one showing of 30 is believed less than four of 26, in a generation whose mean is 19."""
+    day = Evolved(0, Target(unit="u0"))
+    for name, values in (("lucky", [30.0]), ("good", [26.0] * 4), ("poor", [10.0] * 6)):
+        day.images[name] = Image(name, 2, np.zeros(3, np.float32), values=values)
+    assert [image.stimulus_id for image in day.best(2)] == ["good", "lucky"]
+    other = Evolved(0, Target(unit="u0"))  # believed less, but no worse than its generation: one of 21 among 20.2
+    other.images = {
+        name: Image(name, 0, np.zeros(3, np.float32), values=values)
+        for name, values in (("once", [21.0]), ("often", [20.2] * 10))
+    }
+    assert other.best(1)[0].stimulus_id == "once"

@@ -35,6 +35,24 @@ def test_units_without_tuning_are_rarely_found() -> None:
     assert sum(false_discoveries([f.p_tuned for f in found], 0.01)) == 0
 
 
+def test_cells_that_are_mostly_silent_are_found_to_be_tuned() -> None:
+    """Five images of 36 drive the cell, one spike each: ranks find such a cell half of the time."""
+    rng = np.random.default_rng(2)
+    expected = np.full(36, 0.06)
+    expected[:5] = 1.0
+    drift = np.linspace(0.5, 1.5, 10)  # the same for all images of a repeat
+
+    def chance(mean: np.ndarray) -> float:
+        rates = rng.poisson(mean[:, None] * drift) / 0.1 + rng.normal(0, 1, (36, 10))  # less a noisy baseline
+        rates[3, 2] = np.nan
+        return measure(rates, np.zeros(8), rng).p_tuned
+
+    assert sum(chance(expected) < 0.001 for _ in range(10)) >= 9
+    flat = [chance(np.full(36, 0.2)) for _ in range(40)]
+    assert 0.3 < np.median(flat) < 0.7
+    assert min(flat) > 0.0005
+
+
 def test_sparseness_has_its_ends() -> None:
     rng = np.random.default_rng(0)
     one = np.zeros((20, 4))

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.__main__ import _work
 from models.agents.carried import Leaves
 from models.agents.types import Batch, Told
 from models.server import ModelServer, batch_hash, state_hash
+from rig.clock import FakeClock
 from rig.encoding import encode
 from rig.messages import (
     Document,
@@ -369,6 +371,68 @@ def test_an_agent_that_raises_ends_its_phase_and_neither_the_server_nor_a_replay
     assert [encode(d) for d in emitted] == [encode(e.document) for e in caused]
     restored.restore(again.state())
     assert state_hash(restored.state()) == state_hash(again.state())
+
+
+class Breaking(Recording):
+    """An agent whose work raises in its second step, from the second batch on; and only when it runs live."""
+
+    live = True
+
+    def ask(self) -> Counting:
+        return Broken(self) if self.generation >= 0 else Counting(self)
+
+
+class Broken(Counting):
+    def step(self) -> bool:
+        if Breaking.live and self.steps == 1:
+            raise RuntimeError(f"{object()!r}: the decoder gave NaN")
+        return super().step()
+
+
+class Outbox:
+    """Keeps what the edge sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Document, tuple[int, int] | None]] = []
+
+    def send(self, document: Document, cause: tuple[int, int] | None = None) -> None:
+        self.sent.append((document, cause))
+
+
+def test_a_work_that_raises_ends_its_phase_and_neither_the_process_nor_a_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def server() -> ModelServer:
+        return ModelServer(lambda k, _: Recording() if k else Breaking(), 2, 2)
+
+    log, outbox = Log(2), Outbox()
+    log.server = server()
+    log.start()
+    for k in range(4):
+        while log.server.work is not None:
+            assert _work(log.server, log.server.work, outbox, FakeClock(), 1.0)  # type: ignore[arg-type]
+            log.put(outbox.sent[-1][0], "model", outbox.sent[-1][1])
+        for slot in range(MAIN + TAIL):
+            log.respond(k, slot)
+    (fault,) = log.kinds(Fault)
+    assert (fault.what, fault.done.split("; ")[1]) == ("agent failed", "the next begins")
+    assert "phase 1, breaking, at work 1: RuntimeError: <object object at 0x...>: the decoder gave NaN" in fault.detail
+    assert [(p.phase, p.generation) for p in log.kinds(Proposal)] == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert log.server.state()["answers"] == []  # the rest of the first proposal waits for nobody
+    monkeypatch.setattr(Breaking, "live", False)  # a replay computes nothing of it, on whatever machine it is
+    again = server()
+    emitted = [d for e in log.entries for d in again.handle(e)]
+    caused = [e for e in log.entries if e.envelope.sender == "model" and e.envelope.cause_index != 1000]
+    assert [encode(d) for d in emitted] == [encode(e.document) for e in caused]
+
+
+def test_a_work_that_raises_before_anything_was_proposed_is_raised() -> None:
+    log = Log()
+    log.server = ModelServer(lambda *_: Breaking(generation=0), 1, 2)
+    log.start()
+    assert log.server.work is not None
+    with pytest.raises(RuntimeError, match="gave NaN"):
+        _work(log.server, log.server.work, Outbox(), FakeClock(), 1.0)  # type: ignore[arg-type]
 
 
 def test_what_raises_at_the_session_s_beginning_is_raised() -> None:

@@ -161,13 +161,15 @@ def weights() -> Path:
 def test_the_bench_reports_speed_response_and_agreement(tmp_path: Path) -> None:
     out = tmp_path / "synthesis.json"
     arguments = ["--units", "2", "--starts", "2", "--singles", "1", "--iterations", "6", "--threads", "1"]
-    threads = torch.get_num_threads()
+    arguments += ["--device", "cpu"]
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         other = str(weights() / "sensorium_ln_model.pth")
         command = ["bench", "synthesis", "--weights", str(weights()), "--other", other, *arguments, "--json", str(out)]
         done = CliRunner().invoke(app, command)
     finally:
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(exact)
     assert done.exit_code == 0, done.output
     found = json.loads(out.read_text())
     assert found["images"] == 4
@@ -177,7 +179,8 @@ def test_the_bench_reports_speed_response_and_agreement(tmp_path: Path) -> None:
     assert found["worst_mean_error_levels"] < 1e-3
     assert found["worst_rms_error_levels"] < 0.02
     assert [len(row["rates"]) for row in found["rows"]] == [2, 2]
-    assert len(found["agreement_with_other_by_unit"]) == 2
+    assert [row["unit"] for row in found["rows_with_other"]] == [row["unit"] for row in found["rows"]]
+    assert found["device"] == "processor (1 thread)"
     assert "times as fast" in done.output
 
 

@@ -145,3 +145,19 @@ def test_without_a_screen_nothing_is_watched() -> None:
     watch.take([Told(0, 0, "reference", "n1", np.array([1.0, 2.0]))])
     assert (watch.report(), watch.news()) == ({}, [])
     assert watch.state()["blanks"].shape == (0, 0)
+
+
+def test_rates_that_were_half_luck_are_expected_half_as_far_from_their_mean() -> None:
+    """By hand: reliability 0.5, so that of 10 and 30 spikes/s 15 and 25 are to come, and 15 and 25 come."""
+    screened_hz, now_hz = [10.0, 30.0] * 3, [15.0, 25.0] * 3
+    references = tuple(
+        Measured(Stimulus(id=f"n{k}", spec=BankImage(bank="natural", name="x")), np.array([hz]), np.array([10_000]))
+        for k, hz in enumerate(screened_hz)
+    )
+    screened = Screened(("good",), np.array([0.5]), np.array([2.0]))
+    watch = Watch([Carried(0, "screen", units=("good",), references=references, screened=screened)])
+    for repeat in range(8):
+        rows = [Told(0, k, "reference", f"n{k}", np.array([hz + (-1) ** repeat])) for k, hz in enumerate(now_hz)]
+        watch.take([*rows, Told(0, 9, "blank", "blank", np.array([2.0]))])
+    now = watch.now()["good"]
+    assert (now.gain, now.level, now.tuning) == pytest.approx((1.0, 1.0, 1.0))

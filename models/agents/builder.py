@@ -16,9 +16,11 @@ from models.agents.map import Map
 from models.agents.present import Present
 from models.agents.screen import Screen, Timing
 from models.agents.types import F64, Agent
+from rig.config.control import ControlPhase
 from rig.config.inception import InceptionPhase
 from rig.config.phases import ConfirmPhase, EvolvePhase, MapPhase, PresentPhase, ScreenPhase
 from rig.config.places import angles_of, rect_of, usual
+from rig.config.revisit import RevisitPhase
 from rig.config.session import Config
 from stimuli.bank import Bank, folder_bank, natural_bank
 from stimuli.spec import BankImage, Grating, Place, Stimulus
@@ -59,14 +61,20 @@ def build_from_config(config: Config) -> Build:
             window_s = locked_of(carried) or config.responses.window_s
             timing = None if psth is None else Timing(psth, window_s, lambda found_s: _refused(config, found_s))
             return Screen(phase, phase_index, stimuli, units, shape(here), rng, place, here, fields, timing)
-        if isinstance(phase, InceptionPhase):
+        if isinstance(phase, RevisitPhase):
+            from models.agents.revisit_setup import build_revisit  # as rare as inception phases
+
+            rng = np.random.default_rng([config.seed, phase_index])
+            return build_revisit(phase, phase_index, units, shape(here), rng, place)
+        if isinstance(phase, InceptionPhase | ControlPhase):
             return inception(phase, phase_index, shape(here), place)
         return build(phase, phase_index, config.seed, units, angles, display.background, banks, carried, place, shape)
 
     def inception(
-        phase: InceptionPhase, phase_index: int, its_shape: tuple[int, int], place: Place | None
+        phase: InceptionPhase | ControlPhase, phase_index: int, its_shape: tuple[int, int], place: Place | None
     ) -> Agent:
-        from models.agents.inception_setup import build_inception  # torch: 2 s that only these need
+        from models.agents.control import build_control  # torch: 2 s that only these need
+        from models.agents.inception_setup import build_inception
 
         drawn = {**banks, **built_in_banks(float(display.background), config.natural_contrast)}  # as the rig draws them
         rng = np.random.default_rng([config.seed, phase_index])
@@ -75,6 +83,8 @@ def build_from_config(config: Config) -> Build:
         pools = [_bank_stimuli(name, drawn[name].names) for name in phase.images]
         pools = [[pool[k] for k in rng.permutation(len(pool))] for pool in pools]
         units, grey = config.responses.units, display.background
+        if isinstance(phase, ControlPhase):
+            return build_control(phase, phase_index, units, its_shape, grey, drawn, pools, rng, place)
         return build_inception(phase, phase_index, units, its_shape, grey, drawn, pools, rng, place)
 
     def shape(its: Place | None) -> tuple[int, int]:
@@ -101,7 +111,9 @@ def _refused(config: Config, window_s: tuple[float, float]) -> str:
 
 
 def placed(
-    phase: AnyPhase | MapPhase | ScreenPhase | InceptionPhase, phase_index: int, carried: tuple[Carried, ...]
+    phase: AnyPhase | MapPhase | ScreenPhase | InceptionPhase | ControlPhase | RevisitPhase,
+    phase_index: int,
+    carried: tuple[Carried, ...],
 ) -> Place | None:
     """Return where the images of a phase lie; None: where the config's `stimulus` says.
 

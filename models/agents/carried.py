@@ -4,8 +4,10 @@ An agent says it in `leaves()`; the server keeps it in its state, and so in its 
 earlier phases to the builder of the next one. Everything in it follows from the log: a replay finds the same.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, TypedDict
 
 import numpy as np
@@ -13,6 +15,9 @@ import numpy.typing as npt
 
 from rig.config.targets import Target
 from stimuli.spec import Place, Stimulus
+
+PLACED = re.compile(r"@(usual|-?[\d.e+-]+_-?[\d.e+-]+_[\d.e+-]+deg)$")  # the end of an identity by `placed_id`
+LONGEST_STEM = 50
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -189,11 +194,17 @@ def _span(state: list[float] | None) -> tuple[float, float] | None:
 
 
 def placed_id(name: str, place: Place | None, unless: Place | None) -> str:
-    """Return the identity of an image at `place`: at another than `unless` it is another image."""
-    if place is None or place == unless:
+    """Return the identity of the image `name`, which lay at `unless`, at `place`: elsewhere it is another image."""
+    if place == unless:
         return name
-    x, y = place.center_deg
-    return f"{name.split('@')[0][:50]}@{x:g}_{y:g}_{place.size_deg:g}deg"
+    where = "usual"
+    if place is not None:
+        x, y = place.center_deg
+        where = f"{x:g}_{y:g}_{place.size_deg:g}deg"
+    stem = PLACED.sub("", name)
+    if len(stem) > LONGEST_STEM:  # names of a folder may differ at their ends only
+        stem = f"{stem[: LONGEST_STEM - 9]}~{sha256(stem.encode()).hexdigest()[:8]}"
+    return f"{stem}@{where}"
 
 
 # --- what later phases ask --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from models.agents.carried import EvolutionEnd, Nominated
-from models.agents.types import F32, F64
+from models.agents.types import F32, F64, U8
 from rig.config.targets import Target
 from stimuli.generators.generator import Generator
 from stimuli.search.drift import Drift
@@ -167,12 +167,17 @@ class Evolution:
 
     def bred(self) -> tuple[Optimiser, Asked]:
         """Return a copy of the optimiser that has asked for the next generation, and that; changes nothing here."""
+        optimiser = self._informed()
+        return optimiser, optimiser.ask()
+
+    def _informed(self) -> Optimiser:
+        """Return a copy of the optimiser that knows all that was measured by now."""
         optimiser = copy.deepcopy(self.optimiser)
         for extra in (True, False):
             rows = [(code, score) for code, score, also in self._pending if also == extra]
             if rows:
                 optimiser.tell(Scores.of([c for c, _ in rows], [s for _, s in rows], extra))
-        return optimiser, optimiser.ask()
+        return optimiser
 
     def told(self) -> int:
         """Return how many rows wait for the optimiser: `bred` knows these."""
@@ -217,24 +222,29 @@ class Evolution:
         )
 
     def nominated(self) -> tuple[Nominated, ...]:
-        """Return the images on which the optimiser bets, best first, then some of the first generation."""
-        out = []
-        for k, one in enumerate(self.optimiser.nominate(NOMINATED)):
+        """Return the images on which the optimiser bets, best first, then some of the first generation.
+
+        It knows the last generation by then, which no further one will follow.
+        """
+        said: list[tuple[str, str, str, float, float, int]] = []
+        codes: list[F32] = []
+        for k, one in enumerate(self._informed().nominate(NOMINATED)):
             name = f"{self.prefix}-bet{k}" if one.code_id is None else self.name(one.code_id)
             how = "the optimiser's bet: a code that was never shown" if one.code_id is None else "the optimiser's bet"
             error = np.nan if one.standard_error is None else one.standard_error
-            estimate = self.target.sign * one.estimate
-            out.append(self._nominated("evolved", name, how, one.code, estimate, error, one.measurements))
+            said.append(("evolved", name, how, self.target.sign * one.estimate, error, one.measurements))
+            codes.append(one.code)
         for k, code in enumerate(self._starts):
-            name = self.name(self._first_ids[0] + k)
-            out.append(self._nominated("start", name, "of the first generation", code, np.nan, np.nan, 0))
-        return tuple(out)
+            said.append(("start", self.name(self._first_ids[0] + k), "of the first generation", np.nan, np.nan, 0))
+            codes.append(code)
+        if not codes:
+            return ()
+        frames = self.generator.decode(np.stack(codes))  # at once: some generators take as long for one
+        return tuple(self._nominated(*one) for one in zip(said, codes, frames, strict=True))
 
-    def _nominated(
-        self, source: str, name: str, how: str, code: F32, estimate: float, error: float, measurements: int
-    ) -> Nominated:
+    def _nominated(self, said: tuple[str, str, str, float, float, int], code: F32, frame: U8) -> Nominated:
+        source, name, how, estimate, error, measurements = said
         stimulus = Stimulus(id=name, spec=LatentImage(generator=self.generator.name, row=0), how=how)
-        frame = self.generator.decode(code[None])[0]
         return Nominated(
             self.target.title, source, stimulus, self.generator.name, np.array(code, np.float32), frame,
             float(estimate), float(error), measurements, self.place,

@@ -14,7 +14,8 @@ from models.agents.evolve import Evolve, Group
 from models.agents.references import references
 from models.agents.types import F32
 from models.generators.factory import build_generator
-from rig.config.evolution import NaturalStart, SavedStart
+from rig.config.evolution import NaturalStart, SavedCodes, SavedStart
+from rig.config.generators import AnyGenerator
 from rig.config.phases import EvolvePhase
 from rig.config.targets import Target
 from stimuli.bank import Bank
@@ -99,7 +100,7 @@ def _start(
     shape: tuple[int, int],
 ) -> F32 | None:
     if isinstance(phase.start, SavedStart):
-        return saved_codes(phase.start, where, target, generator)
+        return saved_codes(phase.start, where, target, generator, phase.generator)
     if isinstance(phase.start, NaturalStart):
         return _encoded(phase.start, where, target, units, generator, banks, carried, shape)
     return None
@@ -129,7 +130,9 @@ def _encoded(
     return codes
 
 
-def saved_codes(start: SavedStart, where: str, target: Target, generator: Generator) -> F32:
+def saved_codes(
+    start: SavedStart, where: str, target: Target, generator: Generator, settings: AnyGenerator
+) -> F32:
     """Return the codes (n, latent) that the config holds of another session; raises ValueError if they do not fit."""
     named = [one for one in start.codes if one.target == (start.target or target.title)]
     saved = named or (list(start.codes) if start.target is None and len(start.codes) == 1 else [])
@@ -137,10 +140,27 @@ def saved_codes(start: SavedStart, where: str, target: Target, generator: Genera
         there = ", ".join(one.target for one in start.codes) or "none; the config was not read by this program's run"
         raise ValueError(f"{where}.start: {start.session} has no evolution of {start.target or target.title!r} "
                          f"(it has: {there}); name it with start.target")  # fmt: skip
-    if saved[0].generator.split("-")[0] != generator.name.split("-")[0] or saved[0].size != generator.latent_size:
+    if saved[0].size != generator.latent_size or not _made_by(saved[0], generator, settings):
         raise ValueError(
             f"{where}.start: the codes of {start.session} are of {saved[0].generator} ({saved[0].size} numbers), this "
-            f"phase's generator is {generator.name} ({generator.latent_size}); use the same generator"
+            f"phase's generator is {generator.name} ({generator.latent_size}), with other weights or settings; use the "
+            "same generator"
         )
     flat = np.frombuffer(base64.b64decode(saved[0].float32_base64), "<f4").astype(np.float32)
     return flat.reshape(-1, saved[0].size)[: start.images]
+
+
+def _made_by(codes: SavedCodes, generator: Generator, settings: AnyGenerator) -> bool:
+    """Return whether codes mean the same to `generator`, of `settings`: it may differ in size and contrast of frames.
+
+    A generator's name holds a hash of all that decides a frame. So with that day's frames it has that day's name.
+    """
+    if codes.generator.rsplit("-", 1)[0] != generator.name.rsplit("-", 1)[0]:
+        return False
+    if codes.frame_px is None or codes.background is None:  # filled in by an earlier version
+        return True
+    same = settings.model_copy(update={"contrast": codes.contrast})
+    try:
+        return build_generator(same, *codes.frame_px, codes.background).name == codes.generator
+    except ValueError:
+        return False

@@ -16,14 +16,18 @@ from typing import Any
 import numpy as np
 
 from models.agents.carried import Leaves, Measured, Nominated
+from models.agents.inception_maker import Maker
 from models.agents.inception_making import Making, Outcome
 from models.agents.ledger import Ledger
 from models.agents.types import F32, F64, U8, Batch, Told
+from models.encoders.core_files import Cores
+from models.encoders.encoder import Encoder
 from models.encoders.eye import Eye
 from models.inception.encoder import FeatureReadout
 from models.inception.learner import Judged, Learner
-from models.inception.made import MEI, Made, generator_name
-from models.inception.results import Compared, Repeats, compare, confused, mean
+from models.inception.made import MEI, Made, compared, generator_name
+from models.inception.networks import Networks
+from models.inception.results import Repeats, mean, told
 from models.inception.schedule import NaturalSet
 from rig.config.inception import InceptionPhase
 from rig.messages import ImageScore
@@ -62,6 +66,7 @@ class Inception:
         self._ledger = Ledger(len(units))
         self.block = -1
         self.learner: Learner | None = None  # the first block's work begins it
+        self.networks: Networks | None = None  # set by whoever builds an agent that trains some
         self.pending: list[tuple[int, F64]] = []  # training presentations since the last fit
         self.test: list[tuple[int, F64]] = []  # held-out presentations
         self.owed = [0] * len(natural.stimuli)  # presentations without a response, not yet planned again
@@ -75,10 +80,10 @@ class Inception:
 
     # --- the contract -------------------------------------------------------------------------------------------------
 
-    def ask(self) -> Making:
-        """Return the computation of the next block."""
+    def ask(self, maker: Maker | None = None) -> Making:
+        """Return the computation of the next block; `maker` makes other images than the most exciting ones."""
         self._ledger.require_main_told()
-        return Making(self)
+        return Making(self, maker)
 
     def tell(self, told: Sequence[Told]) -> None:
         """Take outcomes; an image whose response is missing is shown again."""
@@ -125,8 +130,14 @@ class Inception:
         images shown back: means over their repeats by kind, *_se, *_n; row_maximum: share of units that their own image
         drove more than any other. When all are shown: its p and interval (_p, _low, _high); for each control p_* and
         q_*; and over units better_* and worse_*: the share that their own image drove more, or less, than the control,
-        with q at most `chance`.
+        with q at most `chance`. Of networks: bank_heldout_r, the heldout_r of the bank of features on the same
+        presentations, and network1_epochs, network1_validation_r and so on (models.inception.networks).
         """
+        out = self.learning() | self._shown_back()
+        return {name: value for name, value in out.items() if np.isfinite(value)}
+
+    def learning(self) -> dict[str, float]:
+        """Return the figures of the model and of the choice of units, NaN where there are no data."""
         out = {"generation": float(max(self.block, 0)), "missing": float(self._missing), "usable": float(self._usable)}
         out["images_seen"] = 0.0 if self.learner is None else float(self.learner.presentations)
         scores = () if self.learner is None else self.learner.scores
@@ -143,13 +154,12 @@ class Inception:
                 out[f"{name}: rank"] = float(rank + 1)
         if self.judged is not None:
             out["chosen"] = float(len(self.chosen))
-        out |= self._shown_back()
-        return {name: value for name, value in out.items() if np.isfinite(value)}
+        return out | (self.networks.report() if self.networks is not None else {})
 
     def scored(self) -> tuple[ImageScore, ...]:
         """Return the mean of each image that was shown back, so far."""
         out = []
-        for made, kind, repeats in self._each():
+        for made, kind, repeats in self.each():
             value, error, n = mean(repeats, made.unit)
             if n:
                 out.append(
@@ -163,7 +173,9 @@ class Inception:
     def leaves(self) -> Leaves:
         """Return the chosen units, their images with the means of the fresh repeats, and the natural images' means."""
         images, encoder = [], self.encoder().name
-        for made, kind, repeats in self._each():
+        for made, kind, repeats in self.each():
+            if not compared(kind):
+                continue
             value, error, n = mean(repeats, made.unit)
             of = made.images[kind]
             stimulus, unit = made.stimulus(self.prefix, kind, 0, encoder), self.units[made.unit]
@@ -190,6 +202,7 @@ class Inception:
             "ledger": self._ledger.state(),
             "block": self.block,
             "learner": None if self.learner is None else self.learner.state(),
+            "networks": None if self.networks is None else self.networks.state(),
             "pending": [[k, rates] for k, rates in self.pending],
             "test": [[k, rates] for k, rates in self.test],
             "owed": list(self.owed),
@@ -209,6 +222,8 @@ class Inception:
         self._ledger.restore(state["ledger"])
         self.block, learner = state["block"], state["learner"]
         self.learner = None if learner is None else Learner.restored(self.units, learner)
+        if self.networks is not None:
+            self.networks.restore(state["networks"])
         self.pending = [(k, np.array(rates, np.float64)) for k, rates in state["pending"]]
         self.test = [(k, np.array(rates, np.float64)) for k, rates in state["test"]]
         self.owed = list(state["owed"])
@@ -220,6 +235,10 @@ class Inception:
         self._back = [[np.array(rates, np.float64) for rates in repeats] for repeats in state["back"]]
         self._missing, self._usable = state["missing"], state["usable"]
 
+    def cores(self) -> Cores | None:
+        """Return the trained cores once training is over."""
+        return None if self.networks is None or self.judged is None else self.networks.cores()
+
     # --- what the work needs, and its end -----------------------------------------------------------------------------
 
     @property
@@ -227,8 +246,11 @@ class Inception:
         """Units that images are made for, the best first; () before selection."""
         return tuple(one for one in self.judged or () if not one.against)
 
-    def encoder(self) -> FeatureReadout:
+    def encoder(self) -> Encoder:
         """Return the encoder as it is fitted now."""
+        trained = None if self.networks is None else self.networks.encoder()
+        if trained is not None:
+            return trained
         return FeatureReadout(self.units, self.eye, *self.known().weights())
 
     def known(self) -> Learner:
@@ -249,6 +271,7 @@ class Inception:
             raise RuntimeError(f"block {batch.generation} was made from an older state; ask again")
         self.block, self.rng = batch.generation, outcome.rng
         self.learner, self.judged, self.gabors = outcome.learner, outcome.judged, outcome.gabors
+        self.networks = outcome.networks
         self.made = outcome.made
         self.pending = self.pending[outcome.learnt :]
         self.owed = [owed - n for owed, n in zip(self.owed, outcome.planned, strict=True)]
@@ -265,41 +288,23 @@ class Inception:
     def _back_ids(self) -> list[str]:
         return [made.id_of(self.prefix, kind) for made in self.made for kind in made.images]
 
-    def _each(self) -> list[tuple[Made, str, Repeats]]:
+    def each(self) -> list[tuple[Made, str, Repeats]]:
         """Return every image that is shown back with its repeats."""
         every = [(made, kind) for made in self.made for kind in made.images]
         return [(made, kind, repeats) for (made, kind), repeats in zip(every, self._back, strict=False)]
 
-    def compared(self) -> list[Compared]:
-        """Return each unit's most exciting image against its controls, from the fresh repeats."""
-        shown: dict[int, dict[str, Repeats]] = {}
-        for made, kind, repeats in self._each():
-            shown.setdefault(made.unit, {})[kind] = repeats
-        return compare(list(shown.items()), MEI)
-
     def _shown_back(self) -> dict[str, float]:
         out: dict[str, float] = {}
-        for made, kind, repeats in self._each():
+        for made, kind, repeats in self.each():
             value, error, n = mean(repeats, made.unit)
             name = f"{self.units[made.unit]}: {kind}"
             out |= {name: value, f"{name}_se": error, f"{name}_n": float(n)}
             out[f"{self.units[made.unit]}: contrast"] = made.contrast
-        own = [repeats for _, kind, repeats in self._each() if kind == MEI]
-        found = confused([made.unit for made in self.made], own)
-        if found is not None and found.tested:
-            out["row_maximum"] = found.hits / found.tested
-        if self.back_block < 0 or self.finished() is None:
-            return out  # no test before all was shown: looking at each block would find what is not there
-        if found is not None:
-            ends = found.fraction_low, found.fraction_high
-            out |= {"row_maximum_p": found.p, "row_maximum_low": ends[0], "row_maximum_high": ends[1]}
-        for one in (compared := self.compared()):
-            name = f"{self.units[one.unit]}: "
-            out |= {f"{name}p_{one.control}": one.p, f"{name}q_{one.control}": one.q}
-        for control in self.phase.controls:
-            of = [one for one in compared if one.control == control and np.isfinite(one.q)]
-            apart = [one.difference for one in of if one.q <= self.phase.chance]
-            if of:
-                out[f"better_{control}"] = sum(d > 0 for d in apart) / len(of)
-                out[f"worse_{control}"] = sum(d < 0 for d in apart) / len(of)
-        return out
+        for made in self.made:
+            out |= {f"{self.units[made.unit]}: {name}": value for name, value in made.checks.items()}
+        shown: dict[int, dict[str, Repeats]] = {}
+        for made, kind, repeats in self.each():
+            if compared(kind):
+                shown.setdefault(made.unit, {})[kind] = repeats
+        over = self.back_block >= 0 and self.finished() is not None
+        return out | told(list(shown.items()), MEI, self.units, self.phase.chance, over)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from models.agents.inception_checking import with_checks
+from models.agents.inception_maker import Maker, MostExciting
 from models.agents.types import F32, F64, U8, Batch
 from models.inception.features import features
 from models.inception.gabors import PARAMETERS
-from models.inception.images import GABOR_STARTS, best_of_grid, images_for
-from models.inception.learner import Judged, Learner, judged
+from models.inception.images import GABOR_STARTS, best_of_grid
+from models.inception.learner import Judged, Learner
 from models.inception.made import Made
-from rig.config.inception import UNITS_AT_ONCE
+from models.inception.networks import Networks
 from rig.messages import Slot
 from stimuli.spec import Blank, Stimulus
 
@@ -36,6 +38,7 @@ class Outcome:
 
     rng: np.random.Generator
     learner: Learner | None
+    networks: Networks | None
     learnt: int
     """Pending presentations that are in the fit now."""
     judged: tuple[Judged, ...] | None
@@ -51,12 +54,15 @@ class Outcome:
 class Making:
     """Computes one block."""
 
-    def __init__(self, agent: "Inception") -> None:
-        """Begin from the agent as it is; it does not change before the result is taken."""
+    def __init__(self, agent: "Inception", maker: Maker | None = None) -> None:
+        """Begin from the agent as it is; it does not change before the result is taken.
+
+        `maker` chooses units and makes the images; None: most exciting images and controls.
+        """
         self.steps = 0
-        self._agent = agent
+        self._agent, self._maker = agent, maker or MostExciting()
         self._outcome = Outcome(
-            copy.deepcopy(agent.rng), agent.learner, 0, agent.judged, agent.gabors, agent.made,
+            copy.deepcopy(agent.rng), agent.learner, agent.networks, 0, agent.judged, agent.gabors, agent.made,
             [0] * len(agent.natural.stimuli), False, [0] * len(agent.back_owed),
         )  # fmt: skip
         self._rows = list(agent.pending)
@@ -97,14 +103,16 @@ class Making:
         if number < len(agent.blocks):
             yield self._natural(agent.blocks[number])
             return
-        if number > len(agent.blocks) and agent.judged is None:
-            # One block later: only then are the responses to the end of the last natural block known.
+        if self._over(number) and agent.judged is None:
             yield from self._judge()
         elif agent.judged is not None and out.gabors is None:
             yield from self._grid()
-        elif agent.judged is not None and len(agent.made) < len(agent.chosen):
-            yield from self._make()
-        if out.judged is not None and len(out.made) == len(agent.chosen) > 0:
+        elif agent.judged is not None and len(agent.made) < self._maker.sets(agent):
+            some = yield from self._maker.make(agent, out.rng)
+            out.made = (*agent.made, *some)
+        if out.judged is not None and len(out.made) == self._maker.sets(agent) > 0:
+            if agent.back_block >= 0 and isinstance(self._maker, MostExciting):
+                out.made = yield from with_checks(agent)
             yield self._back()
             return
         yield self._natural(())
@@ -124,6 +132,28 @@ class Making:
         test_x = yield from self._features(range(agent.natural.train, len(agent.natural.stimuli)))
         out.learner = learner.scored(test_x, self._test_rows())
         yield
+        if agent.networks is not None:
+            yield from self._train(agent.networks, out.learner)
+
+    def _train(self, networks: Networks, learner: Learner) -> Generator[None, None, None]:
+        """Train the networks on what the bank of features was just fitted to; the scores are theirs from then on."""
+        agent, out = self._agent, self._outcome
+        out.networks = networks.copied()
+        yield
+        yield from out.networks.learn(self._rows)
+        out.networks.bank_score = learner.median_score
+        predicted = yield from out.networks.predicted(range(agent.natural.train, len(agent.natural.stimuli)))
+        if predicted is not None and self._test:
+            out.learner = learner.scored_as(predicted, self._test_rows())
+            yield
+
+    def _over(self, number: int) -> bool:
+        """Return whether all responses to natural images are known, and networks are trained."""
+        first = len(self._agent.blocks) + 1  # only then are the responses to the end of the last natural block known
+        networks = self._outcome.networks
+        if networks is None or networks.finished:
+            return number >= first
+        return number >= first + networks.config.finish_blocks
 
     def _test_rows(self) -> list[tuple[int, F64]]:
         return [(image - self._agent.natural.train, rates) for image, rates in self._test]
@@ -140,12 +170,9 @@ class Making:
 
     def _judge(self) -> Generator[None, None, None]:
         """Choose the units that images are made for."""
-        agent, phase = self._agent, self._agent.phase
-        wanted = [not phase.units or name in phase.units for name in agent.units]
-        least = phase.least_score, phase.least_oracle
         learner = self._outcome.learner
         assert learner is not None  # noqa: S101 - `_learn` comes first
-        self._outcome.judged = judged(learner, wanted, *least, phase.most_units)
+        self._outcome.judged = yield from self._maker.judge(self._agent, learner)
         yield
 
     def _grid(self) -> Generator[None, None, None]:
@@ -157,15 +184,6 @@ class Making:
         units = [one.unit for one in agent.chosen]
         asked = agent.phase.contrast, agent.phase.grid_step
         self._outcome.gabors = yield from best_of_grid(agent.encoder(), units, *asked)
-
-    def _make(self) -> Generator[None, None, None]:
-        """Make the images of the next few units."""
-        agent, out = self._agent, self._outcome
-        assert agent.gabors is not None  # noqa: S101 - the grid comes first
-        first = len(agent.made)
-        units = [one.unit for one in agent.chosen[first : first + UNITS_AT_ONCE]]
-        some = yield from images_for(agent, units, agent.gabors[first : first + UNITS_AT_ONCE], out.rng)
-        out.made = (*agent.made, *some)
 
     # --- blocks -------------------------------------------------------------------------------------------------------
 

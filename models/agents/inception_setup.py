@@ -9,8 +9,11 @@ import numpy as np
 
 from models.agents.inception import Inception
 from models.agents.types import U8
+from models.encoders.core_files import read_cores
 from models.inception.encoder import eye_for
+from models.inception.networks import Networks
 from models.inception.schedule import blocks, choose
+from rig.config.encoders import NetworkEncoder
 from rig.config.inception import InceptionPhase
 from stimuli.bank import Bank
 from stimuli.spec import BankImage, Place, Stimulus
@@ -30,7 +33,8 @@ def build_inception(
     """Return the agent.
 
     `shape`: height and width of its images, pixels; `banks` draw the pictures as the rig does; `pools`: the images of
-    each bank that it may show, in random order. Raises ValueError where there are too few.
+    each bank that it may show, in random order. Raises ValueError where there are too few, or where the cores of an
+    earlier session do not fit.
     """
     natural = choose(pools, phase.train, phase.test, f"phases.{phase_index}")
 
@@ -40,4 +44,17 @@ def build_inception(
 
     order = blocks(natural, phase.train_repeats, phase.test_repeats, phase.block, rng)
     eye = eye_for(background)
-    return Inception(phase, f"p{phase_index}", natural, order, picture, units, eye, rng, place)
+    agent = Inception(phase, f"p{phase_index}", natural, order, picture, units, eye, rng, place)
+    if isinstance(phase.encoder, NetworkEncoder):
+        agent.networks = _networks(phase, phase.encoder, agent, f"phases.{phase_index}", int(rng.integers(2**31)))
+    return agent
+
+
+def _networks(phase: InceptionPhase, config: NetworkEncoder, agent: Inception, where: str, seed: int) -> Networks:
+    """Return the networks of a phase before training. Raises ValueError where the cores to begin from do not fit."""
+    try:
+        start = [] if config.start is None else read_cores(config.start, config.architecture(), agent.eye)
+        expected = phase.train * phase.train_repeats
+        return Networks(config, agent.units, agent.eye, phase.train, expected, agent.seen, seed, start)
+    except ValueError as error:
+        raise ValueError(f"{where}.encoder: {error}") from error

@@ -39,6 +39,10 @@ class Contents:
     latents: F32
     """(frame, latent)"""
     place: Place | None
+    role: Role | None = None
+    """Of its presentations; None: that of the agent."""
+    last: bool = False
+    """Whether nothing may follow it, although it is none of the last regular blocks."""
 
 
 class Present:
@@ -154,7 +158,7 @@ class Present:
         known = self._known[:-1]
         mean = np.where(known > 0, self._sum[:-1] / np.maximum(known, 1), np.nan)
         images = zip(self.stimuli, mean, known, strict=True)
-        return {"references": tuple(Measured(stimulus, rate, count) for stimulus, rate, count in images)}
+        return {"references": tuple(Measured(stimulus, rate, count, self.place) for stimulus, rate, count in images)}
 
     def state(self) -> dict[str, Any]:
         """Return everything that decides what comes next and what is reported."""
@@ -201,8 +205,17 @@ class Shuffle:
         self.steps = 0
         self._agent = agent
         self._block, self._planned, self._rng = agent.snapshot()
+        self._shown = self.contents()
         self._batch: Batch | None = None
         self._taken = False
+
+    def contents(self) -> Contents:
+        """Return what the block shows."""
+        return self._agent.contents(self._block)
+
+    def stimuli(self) -> tuple[Stimulus, ...]:
+        """Return its stimuli, without the blank."""
+        return tuple(self._agent.stimuli[k] for k in self._shown.images)
 
     def step(self) -> bool:
         """Make the block; further calls change nothing."""
@@ -227,15 +240,15 @@ class Shuffle:
 
     def _make(self) -> Batch:
         agent = self._agent
-        shown = agent.contents(self._block)
+        shown, role = self._shown, self._shown.role or agent.role
         self._planned = [owed if k in shown.images else 0 for k, owed in enumerate(self._planned)]
-        stimuli = tuple(agent.stimuli[k] for k in shown.images)
+        stimuli = self.stimuli()
         times = [int(shown.regular) + self._planned[k] for k in shown.images]
-        slots = [Slot(stimulus=k, role=agent.role) for k, n in enumerate(times) for _ in range(n)]
+        slots = [Slot(stimulus=k, role=role) for k, n in enumerate(times) for _ in range(n)]
         slots += [Slot(stimulus=len(stimuli), role="blank")] * agent.blanks
         plan = tuple(slots[k] for k in self._rng.permutation(len(slots)))
         # From the last regular block on, what is still owed must be known before it can be decided if a block follows.
-        last = self._block + 1 >= agent.regular_blocks
+        last = shown.last or self._block + 1 >= agent.regular_blocks
         return Batch(
             generation=self._block,
             stimuli=(*stimuli, *([BLANK] if agent.blanks else [])),

@@ -7,7 +7,7 @@ in `tell`, in `restore`, and when the result of a finished work is taken.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from rig.messages import (
     Slot,
 )
 from stimuli.spec import Place, Stimulus
+
+if TYPE_CHECKING:
+    from models.encoders.core_files import Cores  # torch: only agents that train networks need it
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -124,4 +127,13 @@ class Agent(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over a state of an agent that was built with the same arguments."""
+        ...
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """An agent that trains networks which another session may begin with."""
+
+    def cores(self) -> "Cores | None":
+        """Return their cores once training is over."""
         ...

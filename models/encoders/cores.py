@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from models.encoders.eye import Eye
-from rig.config.encoders import AnyCore, BackboneCore, PixelsCore, SeparableCore, WalkerCore
+from models.encoders.gain import ContrastGain
+from rig.config.encoders import AnyCore, BackboneCore, NormalisedCore, PixelsCore, SeparableCore, WalkerCore
 
 LAPLACE = ((0.0, -1.0, 0.0), (-1.0, 4.0, -1.0), (0.0, -1.0, 0.0))
 WALKER_LAPLACE_SD = 0.5  # of the Gaussian around each filter's centre where roughness is not punished, half sides
@@ -120,6 +121,38 @@ class Separable(nn.Module):
         return laplacian * roughness(first.weight) + sparsity * groups(weights)
 
 
+class Normalised(nn.Module):
+    """The separable core with its first filters divided by the contrast around them (`models.encoders.gain`).
+
+    (n, channels, y, x) -> (n, filters, y - k + 1, x - k + 1), k the side of the first filters.
+    """
+
+    def __init__(self, config: NormalisedCore, eye: Eye) -> None:
+        super().__init__()
+        plain = SeparableCore.model_validate(config.model_dump(exclude={"type"}))
+        self.filters = Separable(plain, eye)
+        self.gain = ContrastGain(config.first_kernel_px, config.channels, eye)
+        self.shape = self.filters.shape
+        self.field: Field | None = self.filters.field
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last layer's features."""
+        first, *later = self.filters.layers
+        assert isinstance(first, nn.Sequential)  # noqa: S101 - made by `_layer`
+        convolution, *others = first
+        z: Tensor = self.gain(x, convolution(x))
+        for part in others:
+            z = part(z)
+        z = z.contiguous(memory_format=torch.channels_last)  # as in the separable core
+        for layer in later:
+            z = layer(z)
+        return z
+
+    def penalty(self, laplacian: float, sparsity: float) -> Tensor:
+        """Return the regulariser of the separable core."""
+        return self.filters.penalty(laplacian, sparsity)
+
+
 class Backbone(nn.Module):
     """Efficientnet-lite0 up to one block, as trained on ImageNet, its normalisations folded into its convolutions."""
 
@@ -157,7 +190,7 @@ class Backbone(nn.Module):
         return torch.zeros(())
 
 
-Core = Pixels | Walker | Separable | Backbone
+Core = Pixels | Walker | Separable | Normalised | Backbone
 
 
 def build_core(config: AnyCore, eye: Eye) -> Core:
@@ -168,6 +201,8 @@ def build_core(config: AnyCore, eye: Eye) -> Core:
         return Walker(config, eye)
     if isinstance(config, SeparableCore):
         return Separable(config, eye)
+    if isinstance(config, NormalisedCore):
+        return Normalised(config, eye)
     return Backbone(config, eye)
 
 

@@ -56,7 +56,12 @@ class FrameFit:
         self._across = resampling(picture[1], frame[1]).T.copy()
 
     def frame(self, picture: F32) -> U8:
-        """Return the frame (y, x, rgb) of a picture (3, y, x) with levels 0 to 1."""
+        """Return the frame (y, x, rgb) of a picture (3, y, x) with levels 0 to 1.
+
+        Raises ValueError for one with NaN, which would come out black.
+        """
+        if not np.isfinite(picture).all():
+            raise ValueError("the generator made a picture with NaN or infinity; see its weights and the size of codes")
         levels = picture.copy() if self._same else resampled(picture, self._down, self._across)
         levels *= np.float32(255)
         np.clip(levels, 0, 255, out=levels)

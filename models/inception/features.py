@@ -27,11 +27,15 @@ SMOOTH = 1e-3  # added under the root of the energy: without it a grey picture h
 
 def features(x: Tensor) -> Tensor:
     """Return features (n, COUNT) of pictures (n, 1, SIDE, SIDE); the first LINEAR of them are linear."""
-    soft = _soft().to(x.dtype)
-    linear = torch.nn.functional.avg_pool2d(soft @ x @ soft.T, SIDE // POOLED).flatten(1)
     pair = x.flatten(1) @ _filters().to(x.dtype).T
     even, odd = pair[:, :ENERGY], pair[:, ENERGY:]
-    return torch.cat([linear, torch.sqrt(even * even + odd * odd + SMOOTH)], dim=1)
+    return torch.cat([linear_features(x), torch.sqrt(even * even + odd * odd + SMOOTH)], dim=1)
+
+
+def linear_features(x: Tensor) -> Tensor:
+    """Return the linear features (n, LINEAR) alone: blurred luminance of squares."""
+    soft = _soft().to(x.dtype)
+    return torch.nn.functional.avg_pool2d(soft @ x @ soft.T, SIDE // POOLED).flatten(1)
 
 
 def picture_of(weights: F32) -> F32:

@@ -4,6 +4,7 @@ Yields after each step of about 10 ms, so that it can be done behind what is on 
 """
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -11,15 +12,16 @@ import numpy.typing as npt
 import torch
 
 from models.encoders.encoder import Encoder, rates_of
+from models.encoders.eye import Eye
 from models.inception import gabors
-from models.inception.encoder import FeatureReadout
 from models.inception.features import picture_of
 from models.inception.learner import Learner
-from models.inception.made import MEI, Made, MadeImage
+from models.inception.made import HOW, MEI, NATURAL, Made, MadeImage, at_contrast
 from models.inception.matching import alike, enlarged
 from models.inception.schedule import NaturalSet
 from models.synthesis.agreement import agreement
 from models.synthesis.engine import Synthesis, Synthesised, levels_seen
+from models.synthesis.frames import displayed
 from models.synthesis.masks import image_mask
 from models.synthesis.objectives import Maximise
 from models.synthesis.starts import draw
@@ -44,7 +46,7 @@ class Knows(Protocol):
     phase: InceptionPhase
     natural: NaturalSet
 
-    def encoder(self) -> FeatureReadout:
+    def encoder(self) -> Encoder:
         """Return the encoder as it is fitted."""
         ...
 
@@ -113,8 +115,10 @@ def images_for(
                 pictures[control] = _cut(agent.picture(stimulus), under), stimulus.id
         large = enlarged(window.astype(np.float32), shape).clip(0.0, 1.0)
         found = agreement(synthesised.frames[k], synthesised.rates[k, :, 0], large)
-        made.append(_made(encoder, unit, pictures, phase.contrast, found.median))
+        one = _made(encoder, unit, pictures, phase.contrast, found.median)
         yield
+        tuned = yield from _at_contrasts(encoder, one, phase.contrast_tuning)
+        made.append(replace(one, images=one.images | tuned))
     return tuple(made)
 
 
@@ -133,19 +137,49 @@ def _made(encoder: Encoder, unit: int, pictures: Pictures, contrast: float, agre
     return Made(unit, reached, images, agrees)
 
 
+def _at_contrasts(
+    encoder: Encoder, made: Made, contrasts: Sequence[float]
+) -> Generator[None, None, dict[str, MadeImage]]:
+    """Yield after each image; return the most exciting and the best natural one at other contrasts, by kind.
+
+    A contrast that a picture cannot reach, because it would clip before, is left out.
+    """
+    out: dict[str, MadeImage] = {}
+    for kind in (MEI, NATURAL):
+        if kind not in made.images:
+            continue
+        of = made.images[kind]
+        levels = torch.from_numpy(of.frame.astype(np.float64)).permute(2, 0, 1)[None]
+        for contrast in sorted(contrasts):
+            found = displayed(levels, Settings(mean_level=encoder.eye.mean[0], contrast=contrast))
+            yield
+            if found.reached[0]:
+                code = encoder.eye.see(found.frames).flatten().numpy()
+                predicted = float(rates_of(encoder, found.frames)[0, made.unit])
+                how = f"{HOW[kind]}, at another contrast"
+                at = at_contrast(kind, contrast)
+                out[at] = MadeImage(code, found.frames[0], predicted, of.of, how, float(found.contrast[0]))
+    return out
+
+
+def settings_for(iterations: int, contrast: float, eye: Eye, shape: tuple[int, int]) -> Settings:
+    """Return how images of `shape` are synthesised at the background's level: the published schedule, or shorter."""
+    shorter = Settings().iterations / iterations  # fewer steps are as much larger, so that they lead as far
+    return Settings(
+        iterations=iterations,
+        step_from=Settings().step_from * shorter,
+        step_to=Settings().step_to * shorter,
+        mean_level=eye.mean[0],
+        contrast=contrast,
+        frame_px=shape,
+    )
+
+
 def _most_exciting(
     encoder: Encoder, units: list[int], phase: InceptionPhase, shape: tuple[int, int], rng: np.random.Generator
 ) -> Generator[None, None, Synthesised]:
     """Yield after each step; return the most exciting images of columns `units` from every start."""
-    shorter = Settings().iterations / phase.iterations  # fewer steps are as much larger, so that they lead as far
-    settings = Settings(
-        iterations=phase.iterations,
-        step_from=Settings().step_from * shorter,
-        step_to=Settings().step_to * shorter,
-        mean_level=encoder.eye.mean[0],
-        contrast=phase.contrast,
-        frame_px=shape,
-    )
+    settings = settings_for(phase.iterations, phase.contrast, encoder.eye, shape)
     starts = draw(["display"] * phase.starts, len(units), encoder.eye, settings, rng)
     work = Synthesis(encoder, Maximise(tuple(units)), starts, settings)
     while not work.step():

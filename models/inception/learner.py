@@ -15,6 +15,7 @@ from models.inception.features import COUNT, LINEAR
 from models.metrics.intervals import Bootstrap
 from models.metrics.score import scores
 from models.readouts.kernels import Kernel
+from models.readouts.primal import fit
 from models.readouts.streaming import StreamingReadout
 
 F32 = npt.NDArray[np.float32]
@@ -25,6 +26,7 @@ Rows = Sequence[tuple[int, F64]]  # image, rates (unit,)
 SCORES = ("correlation_to_average", "r2_er", "oracle_jackknife")
 INTERVALS = Bootstrap(draws=200)
 RIDGES = tuple(float(x) for x in 10.0 ** np.arange(-1.0, 3.6, 0.5))  # noise over signal variance; single trials: high
+LINEAR_RIDGES = tuple(LINEAR * ridge for ridge in RIDGES)  # for standardised features: squared length is their number
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class Learner:
         out: F64 = self.scores[0, :, 0]
         return out
 
+    @property
+    def median_score(self) -> float:
+        """Median of `score` over the units that have one; NaN where none has."""
+        known = self.score[np.isfinite(self.score)]
+        return float(np.median(known)) if len(known) else float("nan")
+
     def with_rows(self, x: F32, y: F64) -> "Learner":
         """Return one that was also told these: features (presentation, feature), rates (presentation, unit) or NaN."""
         readout = copy.deepcopy(self.readout)
@@ -75,18 +83,20 @@ class Learner:
         if not self.presentations or not test:
             return self
         weights, offset = self.weights()
-        found = scores(test_x @ weights + offset, _table(test, len(test_x), len(self.units)), SCORES, INTERVALS)
+        return self.scored_as(test_x @ weights + offset, test)
+
+    def scored_as(self, predicted: F64, test: Rows) -> "Learner":
+        """Return one with the scores of predicted rates (image, unit) of held-out images, whoever predicted them."""
+        found = scores(predicted, table(test, len(predicted), len(self.units)), SCORES, INTERVALS)
         ordered = [found[name] for name in SCORES]
         return replace(self, scores=np.stack([np.stack([s.value, s.low, s.high], axis=1) for s in ordered]))
 
     def linear(self) -> F64:
         """Return weights (linear feature, unit) of a readout of the linear features alone: linear receptive fields."""
         state = self.readout.state()
-        readout = _readout(LINEAR)
         responses = np.concatenate([batch["responses"] for batch in state["batches"]])
-        readout.update(state["features"][:, :LINEAR], self.units, responses)
-        found, _ = readout.weights(self.units)
-        return np.asarray(np.nan_to_num(found) / self.scale[1, :LINEAR, None], np.float64)
+        found = fit(state["features"][:, :LINEAR], responses, LINEAR_RIDGES)
+        return np.asarray(found.weights / self.scale[1, :LINEAR, None], np.float64)
 
     def _standard(self, x: F32) -> F32:
         out: F32 = ((x - self.scale[0]) / self.scale[1]).astype(np.float32)
@@ -108,7 +118,7 @@ def _readout(width: int) -> StreamingReadout:
     return StreamingReadout(Kernel("linear", float(width)), width, RIDGES)  # standardised: squared length is the width
 
 
-def _table(rows: Rows, images: int, units: int) -> F64:
+def table(rows: Rows, images: int, units: int) -> F64:
     """Return the rates (image, repeat, unit) of rows, NaN where an image has fewer repeats than another."""
     by_image: list[list[F64]] = [[] for _ in range(images)]
     for image, rates in rows:

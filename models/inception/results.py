@@ -65,3 +65,35 @@ def confused(units: Sequence[int], images: Sequence[Repeats]) -> Confusion | Non
     rates = np.concatenate([np.stack(list(repeats)) for repeats in images])[:, list(units)]
     sets = np.repeat(np.arange(len(images)), [len(repeats) for repeats in images])
     return confusion(rates, sets, np.arange(len(units)))
+
+
+def told(
+    shown: Sequence[tuple[int, dict[str, Repeats]]], own: str, names: Sequence[str], chance: float, over: bool
+) -> dict[str, float]:
+    """Return figures of images shown back, by name, NaN without data: `shown` as for `compare`, `names` of all units.
+
+    row_maximum: share of units that their image `own` drove more than any other unit's. Once it is `over`: its p and
+    interval (_p, _low, _high); for each comparison UNIT: p_* and q_*; and over units better_* and worse_*: the share
+    that the own image drove more, or less, with q at most `chance`. No test before all was shown: looking at each block
+    would find what is not there.
+    """
+    out: dict[str, float] = {}
+    units = [unit for unit, images in shown if own in images]
+    found = confused(units, [images[own] for _, images in shown if own in images])
+    if found is not None and found.tested:
+        out["row_maximum"] = found.hits / found.tested
+    if not over:
+        return out
+    if found is not None:
+        out |= {"row_maximum_p": found.p, "row_maximum_low": found.fraction_low}
+        out["row_maximum_high"] = found.fraction_high
+    compared = compare([one for one in shown if own in one[1]], own)
+    for one in compared:
+        out |= {f"{names[one.unit]}: p_{one.control}": one.p, f"{names[one.unit]}: q_{one.control}": one.q}
+    for control in dict.fromkeys(one.control for one in compared):
+        of = [one for one in compared if one.control == control and np.isfinite(one.q)]
+        apart = [one.difference for one in of if one.q <= chance]
+        if of:
+            out[f"better_{control}"] = sum(d > 0 for d in apart) / len(of)
+            out[f"worse_{control}"] = sum(d < 0 for d in apart) / len(of)
+    return out

@@ -2,7 +2,8 @@
 
 A `Synthesis` is a piece of work in small steps (`models.agents.types.Work`): one step is one iteration of `together`
 images, or the frame of one of them. Images are computed group by group, each group to its end, so that arrays stay
-small; nothing is random, so the starts and the number of steps taken decide everything.
+small; nothing is random, so the starts and the number of steps taken decide everything. Pictures, gradients and
+responses live on the device that is given, where the encoder must be too; finished frames are numpy's.
 
 The loop is that of Walker et al. 2019 with three differences: the encoder runs once a step; it sees each picture as the
 display will show it, with the mean, the contrast and the clipping of the frame (`models.synthesis.frames.shown`); and
@@ -32,6 +33,8 @@ F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 Kind = TypeVar("Kind", bound=np.generic)
 
+PROCESSOR = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Synthesised:
@@ -60,9 +63,16 @@ class Synthesised:
 class Synthesis:
     """Work: `step()` until it returns True, then `result()`. The encoder must not change meanwhile."""
 
-    def __init__(self, encoder: Encoder, objective: Objective, starts: F32, settings: Settings) -> None:
-        """Take starts (goal, start, c, h, w), levels 0 to 255. Raises ValueError."""
-        self.steps = 0
+    def __init__(
+        self,
+        encoder: Encoder,
+        objective: Objective,
+        starts: F32,
+        settings: Settings,
+        device: torch.device = PROCESSOR,
+    ) -> None:
+        """Take starts (goal, start, c, h, w), levels 0 to 255; `device`: where the encoder is. Raises ValueError."""
+        self.steps, self._device = 0, device
         self._eye, self._objective, self._settings = encoder.eye, objective, settings
         watched = objective.watched
         _check(starts, watched, encoder)
@@ -72,12 +82,12 @@ class Synthesis:
         self._goals = torch.arange(goals).repeat_interleave(copies)
         self._units = torch.from_numpy(watched).repeat_interleave(copies, 0)
         self._responses = responses_of(encoder, watched.shape[1])
-        self._schedule = Schedule(settings, encoder.eye.height, encoder.eye.width)
+        self._schedule = Schedule(settings, encoder.eye.height, encoder.eye.width, device)
         each = max(1, settings.together // copies) * copies if objective.by_group else settings.together
         images = goals * copies
         self._groups = [slice(k, min(k + each, images)) for k in range(0, images, each)]
         self._group = self._taken = 0  # the group at work, and its steps taken
-        self._x = torch.empty(0)
+        self._x = self._group_goals = self._group_units = torch.empty(0)
         self._frames: list[Displayed] = []
         self._parts: list[_Part] = []
 
@@ -92,15 +102,17 @@ class Synthesis:
             return True
         which, taken = self._groups[self._group], self._taken
         if taken == 0:
-            self._x = self._levels[which]
+            self._x, self._group_goals, self._group_units = (
+                whole[which].to(self._device) for whole in (self._levels, self._goals, self._units)
+            )
         self.steps, self._taken = self.steps + 1, taken + 1
         if taken < self._settings.iterations:
-            self._x = self._climbed(which, taken)
+            self._x = self._climbed(taken)
             return False
         k = taken - self._settings.iterations
         self._frames.append(displayed(self._x[k : k + 1], self._settings))
         if len(self._frames) == len(self._x):
-            self._parts.append(self._scored(which))
+            self._parts.append(self._scored())
             self._frames = []
             self._group, self._taken = self._group + 1, 0
         return self._group == len(self._groups)
@@ -123,25 +135,26 @@ class Synthesis:
             reached=joined(part.reached for part in self._parts),
         )
 
-    def _climbed(self, which: slice, iteration: int) -> Tensor:
+    def _climbed(self, iteration: int) -> Tensor:
         x = self._x.requires_grad_(True)
         seen = shown(x, self._settings)
-        rates = self._responses(self._eye.see_levels(seen), self._units[which])
-        value = self._objective.value(rates, self._goals[which], seen)
+        rates = self._responses(self._eye.see_levels(seen), self._group_units)
+        value = self._objective.value(rates, self._group_goals, seen)
         (gradient,) = torch.autograd.grad(value.sum(), x)
         with torch.no_grad():
             moved = x.detach() + self._schedule.step(gradient, iteration)
             return self._schedule.blurred(torch.clamp(moved, 0.0, HIGHEST), iteration)
 
     @torch.no_grad()
-    def _scored(self, which: slice) -> "_Part":
+    def _scored(self) -> "_Part":
         frames, mean, contrast, reached = (
             np.concatenate([getattr(one, name) for one in self._frames])
             for name in ("frames", "mean_level", "contrast", "reached")
         )
-        rates = self._responses(self._eye.see(frames), self._units[which])
-        value = self._objective.value(rates, self._goals[which], levels_seen(self._eye, frames))
-        return _Part(frames, value.double().numpy(), rates.double().numpy(), mean, contrast, reached)
+        x = self._eye.see(frames).to(self._device)
+        rates = self._responses(x, self._group_units)
+        value = self._objective.value(rates, self._group_goals, self._eye.levels(x))
+        return _Part(frames, value.cpu().double().numpy(), rates.cpu().double().numpy(), mean, contrast, reached)
 
 
 @dataclass(frozen=True)
@@ -156,9 +169,11 @@ class _Part:
     reached: npt.NDArray[np.bool_]
 
 
-def synthesise(encoder: Encoder, objective: Objective, starts: F32, settings: Settings) -> Synthesised:
+def synthesise(
+    encoder: Encoder, objective: Objective, starts: F32, settings: Settings, device: torch.device = PROCESSOR
+) -> Synthesised:
     """Do all the steps at once."""
-    work = Synthesis(encoder, objective, starts, settings)
+    work = Synthesis(encoder, objective, starts, settings, device)
     while not work.step():
         pass
     return work.result()

@@ -7,7 +7,7 @@ rounding.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +61,25 @@ class EachAlone:
         """Return responses (n, k) of units (n, k)."""
         columns = []
         for column in units.T:
-            found = torch.empty(len(x), dtype=x.dtype)
+            found = torch.empty(len(x), dtype=x.dtype, device=x.device)
             for unit in torch.unique(column):
                 mine = column == unit
                 found = found.masked_scatter(mine, self._encoder.rates(x[mine], unit[None])[:, 0])
             columns.append(found)
         return torch.stack(columns, 1)
+
+
+class Places(NamedTuple):
+    """Where the windows of some pictures lie; the same for as long as their units are."""
+
+    share: Tensor
+    """(n, 1, 2, 2): of the four features around each unit's point."""
+    pixels: Tensor
+    """(n, 1, side * side): each window's pixels, counted through the picture; beyond the border, its pixels again."""
+    side: int
+    """Pixels along the window."""
+    inside: tuple[Tensor | None, ...]
+    """For each layer 1 or 0 (n, 1, y, x): whether a place is one of the picture's; None: all that matter are."""
 
 
 class Focus:
@@ -88,6 +101,9 @@ class Focus:
         self._kernel = _kernel(layers[0])
         self._weights, self._bias, self._scale = part.readout.features, part.readout.bias, part.scale
         self._points = part.readout.points().detach()
+        self._units_before, self._places_before = torch.empty(0), None
+
+    _places_before: Places | None
 
     @staticmethod
     def fits(network: Network) -> bool:
@@ -98,33 +114,46 @@ class Focus:
     def __call__(self, x: Tensor, units: Tensor) -> Tensor:
         """Return responses (n, 1) of units (n, 1)."""
         unit = units[:, 0]
-        corner, share = self._corners(unit)
-        features = self._windows(x, corner)  # n, k, 2, 2
-        drive = (features * share[:, None]).sum((2, 3))
+        if units is not self._units_before or self._places_before is None:  # the same tensor in all steps of a group
+            self._units_before, self._places_before = units, self._places(unit.cpu(), x.device)
+        places = self._places_before
+        features = self._windows(x, places)  # n, k, 2, 2
+        drive = (features * places.share).sum((2, 3))
         drive = (drive * self._weights[unit]).sum(1) + self._bias[unit]
         return (self._network.output(drive) * self._scale[unit])[:, None]
+
+    def _places(self, unit: Tensor, device: torch.device) -> Places:
+        """Return the places of units (n,), computed on the processor, on `device`."""
+        corner, share = self._corners(unit)
+        reach = sum(self._reaches)
+        start, side = corner - reach, POINTS + 2 * reach  # of the window in the first layer's features
+        square = side + self._kernel - 1
+        pixels = _pixels(start, square, self._eye.height, self._eye.width)
+        inside = [self._inside(start, side)]
+        for own in self._reaches:
+            start, side = start + own, side - 2 * own
+            inside.append(None if side == POINTS else self._inside(start, side))
+        there = tuple(None if one is None else one.to(device) for one in inside)
+        return Places(share[:, None].to(device), pixels.to(device), square, there)
 
     def _corners(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """Return the feature (n, 2), row and column, up and left of each point, and the four shares (n, 2, 2)."""
         last = torch.tensor(self._grid) - 1
-        at = (self._points[unit].flip(1).clamp(-1, 1) + 1) / 2 * last
+        at = (self._points.cpu()[unit].flip(1).clamp(-1, 1) + 1) / 2 * last
         corner = torch.minimum(at.floor(), (last - 1).clamp(min=0).to(at)).clamp(min=0)
         beyond = at - corner
         y, x = (torch.stack([1 - beyond[:, k], beyond[:, k]], 1) for k in range(2))
         return corner.long(), y[:, :, None] * x[:, None]
 
-    def _windows(self, x: Tensor, corner: Tensor) -> Tensor:
-        """Return the features (n, k, 2, 2) at the corners."""
-        reach = sum(self._reaches)
-        start = corner - reach  # of the window in the first layer's features, and so of the square in the input
-        n, side = len(x), POINTS + 2 * reach
-        square = _cut(x, start, side + self._kernel - 1)
-        found = [self._first(square, self._inside(start, side))]
-        for layer, own in zip(self._later, self._reaches, strict=True):
-            start, side = start + own, side - 2 * own
-            parts = [_middle(z, side + 2 * own) for z in found[-self._skip :]]
-            z = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-            found.append(layer(z, None if side == POINTS else self._inside(start, side)))
+    def _windows(self, x: Tensor, places: Places) -> Tensor:
+        """Return the features (n, k, 2, 2) around the points."""
+        n, channels = x.shape[:2]
+        square = x.flatten(2).gather(2, places.pixels.expand(-1, channels, -1))
+        found = [self._first(square.reshape(n, channels, places.side, places.side), places.inside[0])]
+        for layer, inside in zip(self._later, places.inside[1:], strict=True):
+            side = int(found[-1].shape[2])
+            parts = [_middle(z, side) for z in found[-self._skip :]]
+            found.append(layer(parts[0] if len(parts) == 1 else torch.cat(parts, 1), inside))
         read = found if self._all_read else found[-1:]
         return torch.cat([_middle(z, POINTS) for z in read], 1).reshape(n, -1, POINTS, POINTS)
 
@@ -137,14 +166,12 @@ class Focus:
         return (y[:, None, :, None] & x[:, None, None, :]).float()
 
 
-def _cut(x: Tensor, start: Tensor, side: int) -> Tensor:
-    """Return squares (n, c, side, side) of pictures from `start` (n, 2) on; beyond the border, its pixels again."""
-    n, channels, height, width = x.shape
+def _pixels(start: Tensor, side: int, height: int, width: int) -> Tensor:
+    """Return the pixels (n, 1, side * side) of squares from `start` (n, 2) on; beyond the border, its pixels again."""
     k = torch.arange(side)
     y = (start[:, :1] + k).clamp(0, height - 1)
     across = (start[:, 1:] + k).clamp(0, width - 1)
-    at = (y[:, :, None] * width + across[:, None]).reshape(n, 1, -1).expand(-1, channels, -1)
-    return x.flatten(2).gather(2, at).reshape(n, channels, side, side)
+    return (y[:, :, None] * width + across[:, None]).reshape(len(start), 1, -1)
 
 
 def _middle(z: Tensor, side: int) -> Tensor:

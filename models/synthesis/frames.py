@@ -47,7 +47,7 @@ def displayed(levels: Tensor, settings: Synthesis) -> Displayed:
     if settings.frame_px is not None and tuple(levels.shape[2:]) != settings.frame_px:
         levels = resized(levels, settings.frame_px)
     n, channels, height, width = levels.shape
-    flat = levels.detach().double().reshape(n, -1).numpy()
+    flat = levels.detach().cpu().double().reshape(n, -1).numpy()
     out = np.empty(flat.shape, np.uint8)
     target = settings.contrast * HALF_RANGE
     for k, picture in enumerate(flat):

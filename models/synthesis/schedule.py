@@ -21,9 +21,9 @@ def linear(start: float, end: float, step: int, steps: int) -> float:
 class Schedule:
     """Preconditioner, step size and blur of each iteration, for pictures of one size."""
 
-    def __init__(self, settings: Synthesis, height: int, width: int) -> None:
+    def __init__(self, settings: Synthesis, height: int, width: int, device: torch.device | None = None) -> None:
         self.settings, self.height, self.width = settings, height, width
-        self._filter = preconditioner(height, width, settings.preconditioner)
+        self._filter = preconditioner(height, width, settings.preconditioner).to(device)
 
     def step(self, gradient: Tensor, iteration: int) -> Tensor:
         """Return the change (n, c, h, w), levels, for a gradient (n, c, h, w) towards the levels of pictures.

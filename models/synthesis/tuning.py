@@ -1,5 +1,6 @@
 """Contrast tuning: how an encoder's unit answers one picture at all contrasts that a display can give it."""
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,6 @@ class ContrastTuning:
         return float(self.contrast[self.rate.argmax()])
 
 
-@torch.no_grad()
 def contrast_tuning(
     encoder: Encoder, unit: int, levels: Tensor, settings: Synthesis, count: int = COUNT, most: float | None = None
 ) -> ContrastTuning:
@@ -41,6 +41,25 @@ def contrast_tuning(
 
     `count` gains in equal ratios from a contrast just above rounding to `most`, or as far as clipping lets it grow.
     """
+    work = tuning_in_steps(encoder, unit, levels, settings, count, most)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            found: ContrastTuning = end.value
+            return found
+
+
+def tuning_in_steps(
+    encoder: Encoder,
+    unit: int,
+    levels: Tensor,
+    settings: Synthesis,
+    count: int = COUNT,
+    most: float | None = None,
+    least: float = FAINTEST,
+) -> Generator[None, None, ContrastTuning]:
+    """Yield after each contrast, from `least` on; return what `contrast_tuning` does. Raises ValueError."""
     pattern = levels - levels.mean()
     was = float(pattern.std(correction=0))
     if was < FAINTEST:
@@ -50,12 +69,14 @@ def contrast_tuning(
     top = min(most or black_and_white, black_and_white) - 1e-9
     responses = responses_of(encoder, 1)
     contrasts, rates = [], []
-    for wanted in np.geomspace(FAINTEST, top, count):
+    for wanted in np.geomspace(least, top, count):
         asked = settings.model_copy(update={"contrast": float(wanted), "rule": "equal"})
         found = displayed((m + pattern)[None], asked)
-        rate = responses(encoder.eye.see(found.frames), torch.tensor([[unit]]))
+        with torch.no_grad():
+            rate = responses(encoder.eye.see(found.frames), torch.tensor([[unit]]))
         contrasts.append(float(found.contrast[0]))
         rates.append(float(rate[0, 0]))
         if not found.reached[0]:
             break  # clipped: more gain would make a picture of noise
+        yield
     return ContrastTuning(np.array(contrasts), np.array(rates))

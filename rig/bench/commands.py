@@ -47,7 +47,7 @@ def display_command(
     minutes: Annotated[float, typer.Option("--minutes", help="Length of each of the two runs.")] = 10.0,
     sessions: Sessions = Path("sessions"),
 ) -> None:
-    """Count late flips with the model server computing all the time, and with it idle."""
+    """Count late flips with the model server fine-tuning a network's core all the time, and with it idle."""
     from rig.bench.display import display
 
     _bench(lambda: display(minutes, sessions, HostClock(), console), json_file)

@@ -1,5 +1,6 @@
 """`stimloop bench display` and `onset`: figures of this machine, from real sessions with the simulated animal."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,18 @@ def _lateness_ms(shown: list[Presented], refresh_hz: float) -> np.ndarray[Any, n
 
 
 def display(minutes: float, sessions: Path, clock: Clock, console: Console) -> dict[str, Any]:
-    """Run twice, with the model server computing all the time and idle; return late flips and lateness."""
+    """Run twice, with the model server fine-tuning a core all the time and idle; return late flips and lateness."""
     figures: dict[str, Any] = {}
     for key, burn in (("late_flips", True), ("late_flips_idle", False)):
         config, text = lengthened_demo("bench-display" + ("" if burn else "-idle"), minutes, burn)
-        _, compared = simulated_session(config, text, sessions, clock, console)
+        folder, compared = simulated_session(config, text, sessions, clock, console)
         figures[key] = sum(p.late_flips for p in compared.shown)
+        late, idle = _lateness_ms(compared.shown, config.display.refresh_hz), "" if burn else "_idle"
+        figures[f"flips{idle}"] = len(late)
+        for name, value in (("p50", np.percentile(late, 50)), ("p99", np.percentile(late, 99)), ("max", late.max())):
+            figures[f"lateness{idle}_ms_{name}"] = round(float(value), 3)
         if burn:
-            late = _lateness_ms(compared.shown, config.display.refresh_hz)
-            figures["flips"] = len(late)
-            figures["lateness_ms_p50"] = round(float(np.percentile(late, 50)), 3)
-            figures["lateness_ms_p99"] = round(float(np.percentile(late, 99)), 3)
-            figures["lateness_ms_max"] = round(float(late.max()), 3)
+            figures |= json.loads((folder / "core_steps.json").read_text(encoding="utf-8"))
     return figures
 
 

@@ -21,13 +21,13 @@ import psutil
 import zmq
 
 from rig.bench import fuzz_samples as samples
+from rig.bench.fuzz_crowd import Crowd
 from rig.bench.fuzz_messages import TEXTS, Mutator
 from rig.clock import Clock, HostClock
-from rig.links.keys import client_keys, make
+from rig.links.keys import make
 from rig.links.peer import Peer
 from rig.links.ports import free_port
 from rig.messages import Fault
-from rig.provenance import program
 from rig.recording.journal import read_all
 from rig.supervision.processes import Child, SessionFailed, wait_ready
 
@@ -159,72 +159,15 @@ def _recorder(folder: Path, count: int, rng: np.random.Generator, clock: Clock, 
         more = f"processes: {{model_server: {{bind: 'tcp://127.0.0.1:{free_port(4)}', keys: {keys / 'server'}}}}}"
     with _room(folder / "s", "{type: openephys}", more, clock) as room, ExitStack() as stack:
         endpoint = room.endpoint if not curve else re.findall(r"tcp://127[\d.:]+", more)[0]
-        context = stack.enter_context(zmq.Context())
-        mutator = Mutator(samples.documents(), rng)
-        talk = Mutator(samples.bus(), rng)
-        sockets: dict[int, zmq.Socket[bytes]] = {}
-        numbers: dict[int, int] = {}
-        names: dict[int, str] = {}
-
-        def connected(k: int) -> "zmq.Socket[bytes]":
-            """One of eight connections, each renewed now and then under another name."""
-            slot = k % 8
-            if slot in sockets and rng.random() < 0.998:
-                return sockets[slot]
-            if slot in sockets:
-                sockets.pop(slot).close(0)
-            socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-            name = ("probe", "model", f"n{k}", f"\xff{k}")[slot % 4] if not curve else "model" if slot % 4 else f"n{k}"
-            socket.setsockopt(zmq.IDENTITY, name.encode("latin1"))
-            socket.setsockopt(zmq.SNDHWM, 200)
-            socket.setsockopt(zmq.LINGER, 0)
-            if curve and slot != 7:  # the last one comes without keys
-                own = client_keys((keys if slot != 6 else folder / "others") / "model")
-                socket.setsockopt(zmq.CURVE_SERVERKEY, client_keys(keys / "model").server)
-                socket.setsockopt(zmq.CURVE_PUBLICKEY, own.public)
-                socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret)
-            socket.connect(endpoint)
-            sockets[slot], names[slot] = socket, name
-            return socket
-
-        def introduce(socket: "zmq.Socket[bytes]", slot: int, k: int) -> None:
-            """Say hello as a new start, so that the next document is number 1 and is really looked at."""
-            hello = {
-                "op": "hello", "name": names[slot], "process": f"x-{k}", "last_seq": 0, "wants": [], "first_unacked": 1,
-                "protocol": 1, "program": program(), "session": "",
-            }  # fmt: skip
-            with suppress(zmq.Again):
-                socket.send(json.dumps(hello).encode(), zmq.NOBLOCK)
-            numbers[slot] = 1
-
-        def fire(k: int) -> None:
-            socket, slot = connected(k), k % 8
-            if k % 160 < 8:
-                introduce(socket, slot, k)
-            if rng.random() < 0.3:
-                frames = talk.message()
-            elif rng.random() < 0.1:
-                frames = mutator.message()
-            else:  # a well-formed head with a wrong document: it reaches what decodes and folds
-                frames = [json.dumps({"op": "doc", "n": numbers[slot], "cause": None}).encode(), *mutator.message()]
-                numbers[slot] += 1
-            try:
-                socket.send_multipart(frames, zmq.NOBLOCK)
-            except zmq.Again:  # refused at the door: nobody reads there
-                return
-            while socket.poll(0):
-                socket.recv_multipart()
+        crowd = Crowd(stack.enter_context(zmq.Context()), endpoint, keys if curve else None, rng)
+        stack.callback(crowd.close)
 
         def drained() -> None:
             for _ in range(20):
                 room.work()
                 room.keeps_up()
 
-        try:
-            return _row("recorder_curve" if curve else "recorder", "recorder", room, count, fire, drained)
-        finally:
-            for socket in sockets.values():
-                socket.close(0)
+        return _row("recorder_curve" if curve else "recorder", "recorder", room, count, crowd.fire, drained)
 
 
 def _guest(folder: Path, count: int, rng: np.random.Generator, clock: Clock) -> dict[str, Any]:

@@ -3,11 +3,18 @@
 `models.encoders.build` makes them; docs/encoders.md says which one is for what.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rig.config.part import Part
+
+Filters = Annotated[int, Field(ge=1, le=512, description="Filters of each layer.")]
+Layers = Annotated[int, Field(ge=1, le=8, description="Convolutions.")]
+FirstKernel = Annotated[int, Field(ge=1, le=63, description="Side of the first filters; not padded.")]
+Kernel = Annotated[int, Field(ge=1, le=31, description="Side of all later filters; padded.")]
+Linear = Annotated[bool, Field(description="No nonlinearities inside: the published linear control.")]
 
 
 class PixelsCore(Part):
@@ -20,22 +27,32 @@ class WalkerCore(Part):
     """Three convolutions whose outputs are all read out (Walker et al. 2019)."""
 
     type: Literal["walker"] = "walker"
-    channels: int = Field(default=32, ge=1, le=512, description="Filters of each layer.")
-    layers: int = Field(default=3, ge=1, le=8, description="Convolutions.")
-    first_kernel_px: int = Field(default=15, ge=1, le=63, description="Side of the first filters; not padded.")
-    kernel_px: int = Field(default=7, ge=1, le=31, description="Side of all later filters; padded.")
-    linear: bool = Field(default=False, description="No nonlinearities inside: the published linear control.")
+    channels: Filters = 32
+    layers: Layers = 3
+    first_kernel_px: FirstKernel = 15
+    kernel_px: Kernel = 7
+    linear: Linear = False
 
 
 class SeparableCore(Part):
     """One convolution and depth-separable ones; the last is read out (SENSORIUM 2022, Willeke et al.)."""
 
     type: Literal["separable"] = "separable"
-    channels: int = Field(default=64, ge=1, le=512, description="Filters of each layer.")
-    layers: int = Field(default=4, ge=1, le=8, description="Convolutions.")
-    first_kernel_px: int = Field(default=9, ge=1, le=63, description="Side of the first filters; not padded.")
-    kernel_px: int = Field(default=7, ge=1, le=31, description="Side of all later filters; padded.")
-    linear: bool = Field(default=False, description="No nonlinearities inside: the published linear control.")
+    channels: Filters = 64
+    layers: Layers = 4
+    first_kernel_px: FirstKernel = 9
+    kernel_px: Kernel = 7
+    linear: Linear = False
+
+
+class NormalisedCore(Part):
+    """As separable, but the first filters are divided by the contrast around them (Heeger 1992; Burg et al. 2021)."""
+
+    type: Literal["normalised"] = "normalised"
+    channels: Filters = 24
+    layers: Layers = 2
+    first_kernel_px: FirstKernel = 15
+    kernel_px: Kernel = 7
 
 
 class BackboneCore(Part):
@@ -46,7 +63,9 @@ class BackboneCore(Part):
     tuned: bool = Field(default=False, description="Whether training changes the network too, or readouts only.")
 
 
-AnyCore = Annotated[PixelsCore | WalkerCore | SeparableCore | BackboneCore, Field(discriminator="type")]
+AnyCore = Annotated[
+    PixelsCore | WalkerCore | SeparableCore | NormalisedCore | BackboneCore, Field(discriminator="type")
+]
 
 
 class FullReadout(Part):
@@ -128,6 +147,56 @@ class Training(Part):
         default=False, description="Whether batch normalisation keeps its means and variances: for fine-tuning."
     )
 
+
+class BankEncoder(Part):
+    """A fixed bank of features with an exact ridge readout: nothing to train, fitted anew behind every block."""
+
+    type: Literal["bank"] = "bank"
+
+
+class NetworkEncoder(Part):
+    """Networks that are trained while the session runs, and predict together; the eye is 32 x 32 pixels of grey."""
+
+    type: Literal["network"] = "network"
+    core: Annotated[WalkerCore | SeparableCore | NormalisedCore, Field(discriminator="type")] = NormalisedCore(
+        first_kernel_px=21
+    )
+    readout: Annotated[FactorisedReadout | PointReadout, Field(discriminator="type")] = PointReadout()
+    output: Literal["elu_plus_one", "softplus", "none"] = Field(
+        default="none", description="What makes rates of the readout's output; none: it stays as it is."
+    )
+    members: int = Field(default=3, ge=1, le=16, description="Networks; what they predict is their mean.")
+    training: Training = Training(loss="gaussian", batch=64, slice=8, decays=2, patience=4, most_epochs=40)
+    validation: float = Field(
+        default=0.1, ge=0.02, le=0.5,
+        description="Share of the training images, 0 to 1, that only say when to stop. The test images never do.",
+    )  # fmt: skip
+    steps: int = Field(
+        default=300, ge=1, le=100_000,
+        description="Steps of training behind each block, of one slice of one network: 5 to 15 ms each.",
+    )  # fmt: skip
+    finish_blocks: int = Field(
+        default=10, ge=0, le=500,
+        description="Blocks of held-out images, at most, while training comes to its end after the last natural image.",
+    )  # fmt: skip
+    start: Path | None = Field(
+        default=None, description="Cores of an earlier session (its encoders/*.safetensors) to begin from; null: none."
+    )
+
+    @model_validator(mode="after")
+    def _trains(self) -> "NetworkEncoder":
+        if self.training.loss == "poisson" and self.output == "none":
+            raise ValueError("output none predicts rates below 0; set training.loss to gaussian, or another output")
+        if self.training.readouts_only:
+            raise ValueError("training.readouts_only: here the core is always trained; use start for a trained one")
+        return self
+
+    def architecture(self) -> Architecture:
+        """Return what each network is made of."""
+        return Architecture(core=self.core, readout=self.readout, output=self.output)
+
+
+AnyEncoder = Annotated[BankEncoder | NetworkEncoder, Field(discriminator="type")]
 
 WALKER_TRAINING = Training(
     batch=60, rate=0.005, decay=0.2, decays=1, patience=10, most_epochs=500, laplacian=50, sparsity=0.1, readout_l1=0.1

@@ -24,6 +24,9 @@ class SavedCodes(Part):
     stimulus_ids: tuple[str, ...]
     scores: tuple[float | None, ...] = Field(description="Mean value of the target, spikes/s.")
     size: int = Field(ge=1, description="Numbers of each code.")
+    frame_px: tuple[int, int] | None = Field(default=None, description="Height and width of its frames, pixels.")
+    contrast: float | None = Field(default=None, description="RMS contrast of those, sd / 127.5; null: as decoded.")
+    background: int | None = Field(default=None, ge=0, le=255, description="Grey level around them.")
     float32_base64: str = Field(description="The codes, best first: float32, little-endian, row by row, in base64.")
 
 

@@ -94,6 +94,13 @@ class OnnxGenerator(Part):
 NetworkGenerator = NaturalGenerator | DeepsimGenerator | Taef2Generator  # those that torch computes
 
 
+def encodes(settings: Part) -> bool:
+    """Return whether a generator has a way back, from pictures to codes."""
+    if isinstance(settings, Taef2Generator):
+        return settings.encoder is not None
+    return isinstance(settings, DctGenerator | PixelGenerator | NaturalGenerator)
+
+
 def _dct_unless_said(given: Any) -> Any:
     """Take settings without a type for those of a DCT generator, the default."""
     return {"type": "dct", **given} if isinstance(given, dict) and "type" not in given else given

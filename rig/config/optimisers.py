@@ -4,9 +4,9 @@ docs/optimisers.md says what each does. `settings()` gives what `stimuli.search.
 """
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rig.config.part import Part
 from stimuli.search.cholesky_cma import CholeskySettings
@@ -45,16 +45,24 @@ class XDream(Part):
         return replace(chosen, population=self.population, conserve=min(chosen.conserve, self.population - 1))
 
 
-class CholeskyCMA(Part):
-    """Cholesky CMA-ES as Wang & Ponce (2022) used it."""
+class GaussianCMA(Part):
+    """What the CMA-ES variants that draw around a mean are told."""
 
-    type: Literal["cholesky_cma"] = "cholesky_cma"
+    type: Literal["cholesky_cma", "separable_cma"]
     population: Population = 40
     start: Start = "matched"
     sigma: float | None = Field(
-        default=None, gt=0, description="First step size; null: the sd of the generator's codes, as_published: 3."
+        default=None,
+        gt=0,
+        description="First step size; null: the sd of the generator's codes; as_published: 3 (cholesky) or 2.",
     )
     nominates: Nominates = "best_score"
+
+
+class CholeskyCMA(GaussianCMA):
+    """Cholesky CMA-ES as Wang & Ponce (2022) used it."""
+
+    type: Literal["cholesky_cma"] = "cholesky_cma"
 
     def settings(self) -> CholeskySettings:
         """Return the settings of the search."""
@@ -85,16 +93,10 @@ class SphereCMA(Part):
         )
 
 
-class SeparableCMA(Part):
+class SeparableCMA(GaussianCMA):
     """Separable CMA-ES: one step size per number of the code (Ros & Hansen 2008)."""
 
     type: Literal["separable_cma"] = "separable_cma"
-    population: Population = 40
-    start: Start = "matched"
-    sigma: float | None = Field(
-        default=None, gt=0, description="First step size; null: the sd of the generator's codes, as_published: 2."
-    )
-    nominates: Nominates = "best_score"
 
     def settings(self) -> SeparableSettings:
         """Return the settings of the search."""
@@ -118,6 +120,11 @@ class NoiseAware(Part):
     norm_range: float = Field(
         default=1.5, ge=1, le=4, description="Largest factor of a code's length, relative to a typical one."
     )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        self.settings()  # refuses what does not go together
+        return self
 
     def settings(self) -> NoiseAwareSettings:
         """Return the settings of the search."""

@@ -5,12 +5,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rig.config.control import ControlPhase
 from rig.config.evolution import NaturalStart, SavedStart, Stop
-from rig.config.generators import AnyGenerator, DctGenerator
+from rig.config.generators import AnyGenerator, DctGenerator, encodes
 from rig.config.inception import InceptionPhase
 from rig.config.optimisers import AnyOptimiser, XDream, with_preset_moved
 from rig.config.part import Part
 from rig.config.placing import PLACE, Placing
+from rig.config.revisit import RevisitPhase
 from rig.config.targets import Target
 from stimuli.spec import Place
 
@@ -75,6 +77,19 @@ class EvolvePhase(Part):
         titles = [target.title for target in self.objectives()]
         if twice := [title for title in titles if titles.count(title) > 1]:
             raise ValueError(f"two targets are called {twice[0]!r}; give one of them another name")
+        return self
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.start is not None and getattr(self.optimiser, "start", "") == "as_published":
+            raise ValueError("an optimiser that starts as published takes no start codes; leave out either start")
+        if isinstance(self.start, NaturalStart) and not encodes(self.generator):
+            raise ValueError(
+                f"start: natural, but the generator {self.generator.type} cannot turn pictures into codes; leave start "
+                "out, or choose a generator that can (docs/generators.md)"
+            )
+        if self.stop.plateau_generations is not None and not self.reshows:
+            raise ValueError("stop.plateau_generations: re-shows tell a plateau, and reshows is 0; ask for some")
         return self
 
     def objectives(self, proposed: tuple[str, ...] = ()) -> tuple[Target, ...]:
@@ -210,5 +225,6 @@ class ScreenPhase(Part):
 
 
 AnyPhase = Annotated[
-    PresentPhase | EvolvePhase | ConfirmPhase | MapPhase | ScreenPhase | InceptionPhase, Field(discriminator="agent")
+    PresentPhase | EvolvePhase | ConfirmPhase | MapPhase | ScreenPhase | InceptionPhase | ControlPhase | RevisitPhase,
+    Field(discriminator="agent"),
 ]

@@ -28,7 +28,9 @@ class Processes(Part):
     realtime: bool = Field(
         default=True, description="Ask for real-time priority, for rig and devices; the log says if it was granted."
     )
-    burn: bool = Field(default=False, description="Keep the model server computing all the time (bench display).")
+    burn: bool = Field(
+        default=False, description="Keep the model server fine-tuning a core all the time (bench display)."
+    )
     longest_busy_s: LongestBusy = LongestBusy()
     restarts_per_minute: int = Field(
         default=5, ge=0, le=60, description="Restarts of one process within a minute; one more ends the session."

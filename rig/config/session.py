@@ -10,9 +10,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from rig.config import first_minutes, places
+from rig.config import first_minutes, places, revisit
 from rig.config.animal import Simulation
-from rig.config.inception import InceptionPhase
+from rig.config.control import ControlPhase
+from rig.config.inception import InceptionPhase, LoopPhase
 from rig.config.outputs import (
     AnyOutput,
     Gates,
@@ -27,6 +28,7 @@ from rig.config.outputs import (
 from rig.config.part import Part
 from rig.config.phases import AnyPhase, ConfirmPhase, EvolvePhase, PresentPhase
 from rig.config.processes import Processes
+from rig.config.revisit import RevisitPhase
 from rig.config.scoring import Responses
 from rig.config.screen import Display, Limits, Presentation, StimulusPlace
 from rig.config.sources import (
@@ -188,25 +190,43 @@ class Config(Part):
                     f"{self.display.background}; use less than {0.75 * span / 127.5:.2f}"
                 )
             if isinstance(phase, InceptionPhase):
-                yield from self._inception_mistakes(f"phases.{k}", phase)
+                highest = max(phase.contrast, *phase.contrast_tuning, 0.0)
+                yield from self._loop_mistakes(f"phases.{k}", phase, ("units", phase.units), highest)
+            if isinstance(phase, ControlPhase):
+                yield from self._loop_mistakes(f"phases.{k}", phase, ("sites", phase.sites), phase.contrast or 0.0)
+                for title, wanted in phase.targets.items():
+                    yield from self._unit_mistakes(f"phases.{k}.targets.{title}", tuple(wanted))
+            if isinstance(phase, RevisitPhase):
+                banks = ("natural", "tiles", *self.banks)
+                yield from revisit.mistakes(phase, f"phases.{k}", self.responses.units, banks)
             if isinstance(phase, PresentPhase):
                 known = ["natural", "gratings", *self.banks]
                 for bank in set(phase.images) - set(known):
                     yield f"phases.{k}.images: no bank {bank!r}; choose from {', '.join(known)} or add it to banks"
 
-    def _inception_mistakes(self, where: str, phase: InceptionPhase) -> Iterator[str]:
+    def _loop_mistakes(
+        self, where: str, phase: LoopPhase, units: tuple[str, tuple[str, ...]], contrast: float
+    ) -> Iterator[str]:
+        if phase.fits_counts and self.responses.baseline.kind != "none":
+            yield (
+                f"{where}.encoder.training.loss: poisson is for counts, and responses.baseline subtracts from them; "
+                "set responses.baseline to {kind: none}, or the loss to gaussian"
+            )
         known = ["natural", "tiles", *self.banks]
         for bank in [name for name in phase.images if name not in known]:
             yield f"{where}.images: no bank {bank!r}; choose from {', '.join(known)} or add it to banks"
-        for name in [name for name in phase.units if name not in self.responses.units]:
-            units = ", ".join(self.responses.units)
-            yield f"{where}.units: {name!r} is not in responses.units ({units}); add it or choose another"
+        yield from self._unit_mistakes(f"{where}.{units[0]}", units[1])
         span = min(self.display.background, 255 - self.display.background)
-        if phase.contrast * 127.5 >= 0.75 * span:
+        if contrast * 127.5 >= 0.75 * span:
             yield (
-                f"{where}.contrast: {phase.contrast:g} cannot be reached around background {self.display.background}; "
+                f"{where}.contrast: {contrast:g} cannot be reached around background {self.display.background}; "
                 f"use less than {0.75 * span / 127.5:.2f}"
             )
+
+    def _unit_mistakes(self, where: str, names: tuple[str, ...]) -> Iterator[str]:
+        for name in [name for name in names if name not in self.responses.units]:
+            units = ", ".join(self.responses.units)
+            yield f"{where}: {name!r} is not in responses.units ({units}); add it or choose another"
 
     def _target_mistakes(self, where: str, phase: EvolvePhase, before: tuple[AnyPhase, ...]) -> Iterator[str]:
         if phase.units == "proposed" and not any(p.agent in PROPOSES_UNITS for p in before):

@@ -49,24 +49,41 @@ class Synthesis(Part):
         return self
 
 
-class SynthesisBench(Part):
-    """What one run of `stimloop bench synthesis` does."""
+class ImagesBench(Part):
+    """What every bench of images from a model needs to know."""
 
-    weights: Path = Field(description="Folder of the SENSORIUM 2022 checkpoints, or the file of one.")
-    other: Path | None = Field(default=None, description="File of a model of the same units, trained independently.")
+    weights: Path = Field(description="Folder of the SENSORIUM 2022 checkpoints, or the file of a model.")
     units: int = Field(default=64, ge=1, description="Units, drawn at random among the model's.")
     starts: tuple[Literal["published", "display", "natural"], ...] = Field(
         default=("display", "natural", "display", "natural"), min_length=2, description="One image of a unit for each."
     )
-    singles: int = Field(default=2, ge=1, description="Images that are also made one at a time.")
     seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=2, ge=1, le=256, description="Threads of both ways.")
+    threads: int = Field(default=2, ge=1, le=256, description="Threads of the processor.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where images are computed; auto: the GPU where torch has one."
+    )
     level_mean: float = Field(default=110.0, ge=0, le=HIGHEST, description="Mean level (0-255) of the training images.")
     level_sd: float = Field(default=60.0, gt=0, le=HIGHEST, description="Sd (levels, 0-255) of the training images.")
     settings: Synthesis = Synthesis()
+
+
+class SynthesisBench(ImagesBench):
+    """What one run of `stimloop bench synthesis` does."""
+
+    other: Path | None = Field(default=None, description="File of a model of the same units, trained independently.")
+    singles: int = Field(default=2, ge=1, description="Images that are also made one at a time.")
 
     @model_validator(mode="after")
     def _enough(self) -> "SynthesisBench":
         if self.singles > self.units * len(self.starts):
             raise ValueError("singles: no more than images (units x starts)")
         return self
+
+
+class AgreementBench(ImagesBench):
+    """What one run of `stimloop bench agreement` does."""
+
+    images: Path = Field(description="Folder of zip files of photographs, all of one size.")
+    photographs: int = Field(default=5000, ge=100, description="Photographs at most; each network gets half of them.")
+    epochs: int = Field(default=13, ge=3, le=1000, description="Passes of a training through its pictures, at most.")
+    out: Path | None = Field(default=None, description="Folder for the two networks' files.")

@@ -85,6 +85,7 @@ class Fault(Document):
     presentations: tuple[int, ...] = Field(default=(), description="Presentations it touches, where known.")
 
 
+AGENT_FAILED = "agent failed"  # Fault: what chooses the images raised; its phase is over
 FALLBACK_OVER = "fallback over"  # Fault: a proposal is so late that nothing stands in for it any more
 
 

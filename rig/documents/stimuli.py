@@ -60,13 +60,14 @@ class PhaseEnded(Document):
 
 
 class WorkDone(Document):
-    """A background computation of the model server finished; its fold takes the result when this comes in order."""
+    """A background computation of the model server ended; its fold takes the outcome when this comes in order."""
 
     kind: Literal["work_done"] = "work_done"
     work: int = Field(description="Number of the work, as the fold counted it.")
     steps: int = Field(ge=0, description="Steps really taken; a replay takes the same number.")
     data_through_seq: int = Field(description="Last journal entry the computation knew.")
-    sha256: str = Field(description="Hash of the result.")
+    sha256: str = Field(description='Hash of the result; "" where there is none.')
+    error: str = Field(default="", description='Why there is no result: what a step raised; "" if there is one.')
 
 
 class ImageScore(Document):

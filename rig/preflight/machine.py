@@ -16,6 +16,7 @@ from rig.progress import planned
 DISK_WARN_MB_S = 20.0
 WRITTEN = 8 << 20  # bytes written to see how fast the disk is
 BASE_GB = 0.1
+MOST_OPENED = 500  # pictures of each folder
 IMAGE_GB = 0.5e-3  # what one presentation takes in the log at most: its frame, its spikes and its share of the rest
 
 
@@ -36,15 +37,21 @@ def geometry(config: Config) -> Result:
 
 
 def banks(config: Config) -> Result:
-    """See whether the folders of pictures can be read."""
+    """See whether the pictures of the config's own folders can be read: an even choice of large ones."""
     from stimuli.bank import folder_bank
 
+    opened = there = 0
     for name, path in config.banks.items():
         try:
-            folder_bank(path)
+            bank = folder_bank(path)
+            some = bank.names[:: -(-len(bank.names) // MOST_OPENED)]
+            for picture in some:
+                bank.image(picture, 8, 8)
         except (OSError, ValueError) as error:
             return Result("image banks", "fail", f"{name}: {error}", "correct the folder under banks: in the config")
-    return Result("image banks", "ok", f"{len(config.banks)} own, and the shipped photographs")
+        opened, there = opened + len(some), there + len(bank.names)
+    own = f"{len(config.banks)} own ({opened} of {there} pictures opened)" if config.banks else "none of your own"
+    return Result("image banks", "ok", f"{own}, and the shipped photographs")
 
 
 def metadata(config: Config) -> Result:

@@ -14,7 +14,7 @@ from rig.recording.log_index import LogIndex, Selector
 from rig.responses.windows import WindowFold
 
 # Kinds of which the recorder itself keeps more than their number; there are few of them.
-KNOWN = frozenset({"session_start", "process_started", "stop_requested", "pause"})
+KNOWN = frozenset({"session_start", "process_started", "stop_requested", "pause", "fault"})
 Owed = tuple[int, int, Document]  # entry, index among what it caused, what it caused
 
 

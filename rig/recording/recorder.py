@@ -18,6 +18,7 @@ from rig.clock import Clock, HostClock
 from rig.config.reading import ConfigError, load
 from rig.config.session import Config
 from rig.encoding import BadDocument, decode, encode, encode_entry
+from rig.failed_phases import FailedPhases
 from rig.links.bus import REMOTE, Got, Hello, Hub, Incoming, Malformed, Submitted
 from rig.links.keys import KeysError, server_keys
 from rig.links.loopback import NotPrivate
@@ -69,20 +70,18 @@ class Recorder:
 
         `alive()` is called again and again while a long journal is read.
         """
-        self._hub = hub
-        self._clock = clock
+        self._hub, self._clock = hub, clock
         self._process = f"{NAME}-{clock.utc_ns():x}"
         self._index = LogIndex()
         self._waiting: deque[tuple[Document, tuple[int, int] | None]] = deque()  # our own, next to be journalled
         self.full = ""  # why nothing can be journalled at the moment
-        self._own_n = self._full_since_ns = self._retry_ns = self._full_size = 0
+        self._own_n = self._full_since_ns = self._retry_ns = self._full_size = self.malformed = 0
         self._reserve = Reserve(config.storage.reserve_bytes, path.parent)
         self._routes = Routes(hub, self._index)
         self._tick_due_ns = clock.now_ns()
         self._last: Envelope | None = None  # of the last entry that this process has written
         self.stop_requested: str | None = None
-        self.malformed = 0
-        self._refusals = Refusals()
+        self._refusals, self._failed = Refusals(), FailedPhases()
         hub.expected = frozenset({"rig", "model", "outputs", *(s.name for s in config.sources)})
         hub.program = program()
         self.link = ModelLink(hub, clock, self.submit) if hub.remote_endpoint else None
@@ -105,6 +104,7 @@ class Recorder:
     def _know(self, entry: Entry) -> None:
         """Take what the recorder itself must know of (`rig.recording.go_on.KNOWN`)."""
         document = entry.document
+        self._failed.take(document)
         if isinstance(document, StopRequested):
             self.stop_requested = document.reason
         elif isinstance(document, ProcessStarted) and document.name == "rig":
@@ -336,7 +336,7 @@ class Recorder:
         self.submit(Tick(tick_host_ns=self._clock.now_ns(), closing=True))
         self.submit(
             SessionStop(
-                reason=reason,
+                reason=self._failed.ended(reason),
                 presentations=self.presentations,
                 responses=self._windows.responses,
                 usable=self._windows.usable,

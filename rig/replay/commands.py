@@ -196,13 +196,14 @@ def _counterfactual(
     except (ReplayError, OSError, ValueError) as error:
         raise _die(error) from error
     for phase in found["phases"]:
+        of = f"phase {phase['phase'] + 1}, {phase['unit']}"
         for name, run in phase["closed_loop"].items():
             last = f"{run['mean'][-1]:.1f} ± {run['mean_sem'][-1]:.1f} {found['unit_of_rates']}, n = {run['runs']} runs"
-            say(f"phase {phase['phase'] + 1}, {name}: last generation {last} of the twin")
+            say(f"{of}, {name}: last generation {last} of the twin")
         for words in phase["verdicts"]:
-            say(f"phase {phase['phase'] + 1}: {words}")
+            say(f"{of}: {words}")
         for warning in phase["warnings"]:
-            errors.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
+            errors.print(f"[yellow]warning[/] {of}: {warning}", highlight=False, soft_wrap=True)
     say(f"page {page}")
 
 

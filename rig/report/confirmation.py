@@ -16,11 +16,16 @@ from rig.report.html import as_table, counted
 from rig.report.targets import targets_of, values
 
 SOURCES = {"evolved": "evolved", "reference": "best reference before", "start": "of the first generation"}
+OUTCOMES = {
+    "confirmed": "confirmed", "reversed": "against the aim", "open": "not confirmed", "unknown": "too few pairs",
+    "unfinished": "broken off: no claim",
+}  # fmt: skip
 LEVEL = 0.05  # of p, at which two images are told apart
 CAPTION = (
     "The images that were compared and the rates of their fresh repeats (dots, in the order of showing), mean ± "
     "standard error beside them. The claim is about the first evolved image and the first reference. References are "
-    "natural pictures, the best by all that earlier phases had measured."
+    "the pictures of the session's reference set that were best by all that earlier phases had measured: not the best "
+    "there can be."
 )
 
 
@@ -65,7 +70,8 @@ def section(session: Session, phase: int, thumbnail: Callable[[str], str], draw:
     digits = 1 if session.measure == "spikes" else 3
     by_title = objectives(session, phase)
     claimed = {c.target: c for c in claims(found)}
-    parts = [_summary(list(claimed.values()), by_title)]
+    planned = broken_off(session, phase)
+    parts = [_summary(list(claimed.values()), by_title, digits, planned)]
     blanks = session.usable & (session.phase == phase) & (session.role == "blank")
     titles = [title for title in by_title if any(one.target == title for one in found)]
     for k, title in enumerate(titles):
@@ -74,9 +80,11 @@ def section(session: Session, phase: int, thumbnail: Callable[[str], str], draw:
         mean = float(np.nanmean(blank)) if np.isfinite(blank).any() else np.nan
         words = ""
         if title in claimed:
-            good = outcome(claimed[title], by_title[title]) == "confirmed"
-            said = escape(in_words(claimed[title], session.rate_unit, digits, by_title[title]))
-            words = f'<p class="verdict{"" if good else " warn"}">{said}</p>'
+            one, target = claimed[title], by_title[title]
+            good = outcome(one, target, planned) == "confirmed"
+            said = in_words(one, session.rate_unit, digits, target, planned)
+            said += "" if planned else strongest(one, of, target, session.rate_unit, digits)
+            words = f'<p class="verdict{"" if good else " warn"}">{escape(said)}</p>'
         drawn = compared(session, title.removeprefix("suppress "), of, mean)
         figure = draw(f"confirmed_{phase}_t{k}", drawn, CAPTION if not k else "")
         parts.append(f"<h3>{escape(title)}</h3>{words}{figure}")
@@ -105,18 +113,43 @@ def section(session: Session, phase: int, thumbnail: Callable[[str], str], draw:
     )
 
 
-def _summary(found: list[Claim], by_title: dict[str, Target]) -> str:
+def broken_off(session: Session, phase: int) -> int | None:
+    """Return how many repeats were planned of a confirmation that did not come to its end, None of one that did."""
+    if phase in session.column("model/phases/phase"):
+        return None
+    return int(session.config["phases"][phase]["repeats"])
+
+
+def _summary(found: list[Claim], by_title: dict[str, Target], digits: int, planned: int | None) -> str:
+    """Return how many targets were confirmed, and all of them side by side; nothing for a single one."""
     if len(found) < 2:
         return ""
-    good = [c for c in found if outcome(c, by_title[c.target]) == "confirmed"]
+    ends = [outcome(c, by_title[c.target], planned) for c in found]
+    rows = [
+        [
+            escape(c.target),
+            *(f"{one.mean:.{digits}f} ± {one.error:.{digits}f}" for one in (c.evolved, c.reference)),
+            f"{c.difference:+.{digits}f} ± {c.error:.{digits}f}",
+            "" if planned is not None or np.isnan(c.p_corrected) else f"{c.p_corrected:.2g}",
+            OUTCOMES[end],
+        ]
+        for c, end in zip(found, ends, strict=True)
+    ]
+    head = ["target", "evolved", "reference", "difference", "p (corrected)", ""]
+    table = as_table(head, rows, frozenset(range(1, 5)))
     return (
-        f"<p><b>Confirmed for {len(good)} of {len(found)} targets</b>: the evolved image gave more than the best "
-        "reference (less, where a unit was suppressed).</p>"
+        f"<p><b>Confirmed for {ends.count('confirmed')} of {len(found)} targets</b>: the evolved image gave more than "
+        f"the reference that was best before (less, where a unit was suppressed).</p>{table}"
     )
 
 
-def outcome(claim: Claim, target: Target) -> str:
-    """Return "confirmed", "reversed" (told apart, but against what was aimed at), "open", or "unknown" without a p."""
+def outcome(claim: Claim, target: Target, planned: int | None = None) -> str:
+    """Return "confirmed", "reversed" (told apart, but against what was aimed at), "open", or "unknown" without a p.
+
+    "unfinished" where it was broken off, of `planned` repeats: who looks and then ends it decides what p becomes.
+    """
+    if planned is not None:
+        return "unfinished"
     if np.isnan(claim.p_corrected):
         return "unknown"
     if claim.p_corrected >= LEVEL:
@@ -124,8 +157,22 @@ def outcome(claim: Claim, target: Target) -> str:
     return "confirmed" if claim.difference * target.sign > 0 else "reversed"
 
 
-def in_words(claim: Claim, unit: str, digits: int, target: Target) -> str:
-    """Say what was found for one target."""
+def strongest(claim: Claim, shown: list[Repeats], target: Target, unit: str, digits: int) -> str:
+    """Say which reference of the block gave more than the one of the claim (less, if suppressed); "" if none did."""
+    others = [one for one in shown if one.source == "reference" and len(one.scores)]
+    best = max(others, key=lambda one: target.sign * one.mean, default=claim.reference)
+    if not target.sign * (best.mean - claim.reference.mean) > 0:
+        return ""
+    apart = claim.evolved.mean - best.mean
+    return (
+        f" Another reference of this block, {best.stimulus_id}, gave {'less' if target.suppress else 'more'}: "
+        f"{best.mean:.{digits}f} ± {best.error:.{digits}f} {unit}; the evolved image differs from it by "
+        f"{apart:+.{digits}f}. It is picked by these presentations, which flatters it, so no p is given."
+    )
+
+
+def in_words(claim: Claim, unit: str, digits: int, target: Target, planned: int | None = None) -> str:
+    """Say what was found for one target; `planned` as `outcome` takes it."""
     evolved, reference = claim.evolved, claim.reference
 
     def mean(one: Repeats) -> str:
@@ -137,7 +184,12 @@ def in_words(claim: Claim, unit: str, digits: int, target: Target) -> str:
         f"{mean(reference)} ({counted(len(reference.scores), 'repeat')}): difference {claim.difference:+.{digits}f} ± "
         f"{claim.error:.{digits}f}, "
     )
-    found = outcome(claim, target)
+    found = outcome(claim, target, planned)
+    if found == "unfinished":
+        return (
+            f"Nothing is claimed: the block was broken off before its {planned} repeats. {said.removesuffix(', ')}. A "
+            "block that may be ended after a look at it has no p-value; show it again, whole."
+        )
     if found == "unknown":
         return said + "too few pairs of repeats for a p-value. Nothing is claimed."
     said += f"p = {claim.p_corrected:.2g} (corrected). "

@@ -124,7 +124,7 @@ def strip(session: Session, phase: int) -> list[tuple[str, str]]:
         top = rows[np.argmax(session.aim * session.rate_hz[rows, unit])]
         name = str(session.stimulus_id[top])
         again = session.rates(unit, phase=phase, role="reshow", stimulus=name)
-        text = f"generation {g + 1}\n{_with_unit(session, session.rate_hz[top, unit])}"
+        text = f"generation {g + 1}\nonce {_with_unit(session, session.rate_hz[top, unit])}"
         repeated = f"\nagain {_with_unit(session, float(np.mean(again)))}\n(n={len(again)})" if len(again) else ""
         shown.append((name, text + repeated))
     best = best_stimulus(session, phase, unit, "reference")
@@ -207,8 +207,9 @@ def section(
     pictures = draw(
         f"best_images_{phase}{part}",
         best_images(session, phase),
-        f"{before}Best image of its generation as it was drawn, with the one score by which it was chosen; below it "
-        "the mean of its re-shows. Last: the reference image with the best mean.",
+        f"{before}Best image of its generation as it was drawn. Once: the best single score of its generation, by "
+        "which it was chosen, luck included; again: the mean of its re-shows. Last: the reference image with the best "
+        "mean.",
     )
     return (f"<h3>{escape(title)}</h3>" if title else "") + about(session, phase) + drawn + pictures
 

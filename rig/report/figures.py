@@ -6,7 +6,7 @@ own marker or dash. Figures are made without pyplot, so none is left open.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rig.report.data import F64, I64, Session
+from rig.report.html import counted
 from rig.view.columns import NO_TIME
 
 BLUE, ORANGE, GREEN, PINK, SKY, GREY, BLACK = (
@@ -137,11 +138,18 @@ def _evolved(session: Session, usable: npt.NDArray[np.bool_], unit: int) -> list
     return [Group(f"best images of {span}, shown again", str(names[int(np.argmax(means))]), rows)]
 
 
-def around_s(session: Session) -> tuple[float, float]:
-    """Return the time around the onset to draw: at least `AROUND_S`, and all of the config's windows."""
+def presented(group: Group, session: Session) -> str:
+    """Return the lines above a group: what it is, how many presentations, and of which image if of one alone."""
+    one = len(set(session.stimulus_id[group.rows])) == 1
+    of = f" of {group.picture.split('@')[0]}" if one else ""  # behind the @ stands where it lay
+    return f"{group.title}\n{counted(len(group.rows), 'presentation')}{of}"
+
+
+def around_s(session: Session, phase: int) -> tuple[float, float]:
+    """Return the time around the onset to draw: at least `AROUND_S`, and all windows of a phase."""
     responses = session.config.get("responses", {})
     baseline = responses.get("baseline", {})
-    windows = [session.window_s() or AROUND_S]
+    windows = [session.window_s(phase) or AROUND_S]
     if baseline.get("kind", "none") != "none":
         windows.append(baseline["window_s"])
     first = min(AROUND_S[0], *(w[0] - MARGIN_S for w in windows))
@@ -153,7 +161,7 @@ def raster(session: Session, phase: int) -> Figure | None:
     unit, groups = raster_groups(session, phase)
     if not groups:
         return None
-    around = around_s(session)
+    around = around_s(session, phase)
     figure = new_figure(8.5, 6.4)
     grid = figure.subplots(3, len(groups), gridspec_kw={"height_ratios": [0.55, 1, 0.8]}, squeeze=False)
     top = 0.0
@@ -161,8 +169,7 @@ def raster(session: Session, phase: int) -> Figure | None:
         rows = group.rows[-MOST_TRIALS:]
         colour = (ORANGE, GREEN)[k % 2]
         draw_picture(grid[0, k], session, group.picture)
-        of = f" of {group.picture}" if len(set(session.stimulus_id[rows])) == 1 else ""
-        title = f"{group.title}\n{len(rows)} presentations{of}"
+        title = presented(replace(group, rows=rows), session)
         grid[0, k].set_title(title, fontsize=10, loc="center", fontweight="normal")
         trains = session.spikes_around(session.units[unit], rows, around)
         dots, psth = grid[1, k], grid[2, k]
@@ -176,7 +183,7 @@ def raster(session: Session, phase: int) -> Figure | None:
         psth.stairs(rate, edges * 1e3, fill=True, color=colour, alpha=0.85)
         psth.set_xlabel("time from image onset (ms)")
         top = max(top, float(rate.max()))
-        mark_times(session, (dots, psth), around)
+        mark_times(session, phase, (dots, psth), around)
     for axes in grid[2]:
         axes.set_ylim(0, 1.1 * top or 1)
     grid[1, 0].set_ylabel("presentation")
@@ -185,10 +192,10 @@ def raster(session: Session, phase: int) -> Figure | None:
     return figure
 
 
-def mark_times(session: Session, all_axes: Sequence[Axes], around: tuple[float, float]) -> None:
-    """Shade when the image was on and where the response was counted."""
-    window_s = session.window_s()
-    on_ms = float(np.median(session.offset_flip_host_ns - session.onset_flip_host_ns)) / 1e6
+def mark_times(session: Session, phase: int, all_axes: Sequence[Axes], around: tuple[float, float]) -> None:
+    """Shade when the images of a phase were on and where its responses were counted."""
+    window_s, here = session.window_s(phase), session.phase == phase
+    on_ms = float(np.median((session.offset_flip_host_ns - session.onset_flip_host_ns)[here])) / 1e6
     for axes in all_axes:
         axes.set_xlim(around[0] * 1e3, around[1] * 1e3)
         axes.axvspan(0, on_ms, color="#000000", alpha=0.06, linewidth=0, zorder=0)

@@ -4,6 +4,7 @@ Their figures are those that the agents stated when the phase ended, from the ta
 anew. Used by `rig.report.page`.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from html import escape
@@ -26,6 +27,13 @@ REJECTED = "rejected, "
 WATCHED = ("gain", "level", "tuning")
 CHANGED = "changed, "
 SURE = 1.96  # standard deviations to each side of a 95 % interval
+# What is not shown may be there all the same: the names in the log are shorter than that.
+IN_WORDS = {
+    "does not respond": "no certain response",
+    "answers all images alike": "no certain tuning",
+    "not reliable": "not reliable enough",
+    "no receptive field": "no certain receptive field",
+}
 
 
 def last_report(session: Session, phase: int) -> Report:
@@ -106,6 +114,19 @@ def fields_figure(session: Session, phase: int, report: Report) -> Figure | None
     return figure
 
 
+def best_unit(session: Session, phase: int) -> tuple[Session, str]:
+    """Return the session as if a screen phase were about its best unit, and a heading that says so."""
+    report = last_report(session, phase)
+    name = next((unit for unit in session.units if of_unit(report, unit).get("rank") == 1), None)
+    if name is None:
+        return session, f"<h3>{escape(session.units[0])}, the first unit</h3>" if session.units else ""
+    out = copy.copy(session)
+    phases = [dict(one) for one in session.config["phases"]]
+    phases[phase] |= {"unit": name}
+    out.config = {**session.config, "phases": phases}
+    return out, f"<h3>{escape(name)}, the best unit</h3>"
+
+
 def screening(session: Session, phase: int) -> str:
     """Return the section of a screen phase."""
     report = last_report(session, phase)
@@ -139,7 +160,9 @@ def screening(session: Session, phase: int) -> str:
         "(Spearman and Brown), with a bootstrap interval over images. Driven: "
         f"{escape(session.rate_unit)} above blank to the fifth of the images that drive the unit most, chosen in one "
         "half and measured in the other. p tuned: of all images giving the same; p blank: of images being as blanks. "
-        f"Asked for: reliability {limits['least_reliability']:g} and above 0 in the whole interval, driven "
+        "Latency: begin of the first two bins in which the answer stands out from the noise; with few spikes that is "
+        "later than it begins. A rejection says that this screen did not show a unit to be good, not that it is bad. "
+        f"Asked for: reliability {limits['least_reliability']:g}, driven "
         f"{limits['least_driven_hz']:g}, at most {limits['chance']:.0%} false ones among the responsive units.</p>"
     ) + watched(session, phase)
 
@@ -179,7 +202,7 @@ def _screened(unit: str, one: Report) -> list[str]:
     if "rank" in one:
         verdict = f"<b>{int(one['rank'])}</b>"
     else:
-        verdict = "no: " + escape("; ".join(reasons) or "no reason stated")
+        verdict = "no: " + escape("; ".join(IN_WORDS.get(r, r) for r in reasons) or "no reason stated")
     reliability = ""
     if "reliability" in one:
         reliability = f"{one['reliability']:.2f}"

@@ -7,11 +7,13 @@ matrix are made anew from the presentations shown back (role "confirmation"). Us
 import json
 from collections.abc import Callable
 from html import escape
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from rig.report import model_checks
 from rig.report.confirmation import fixed
 from rig.report.data import Session
 from rig.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, draw_picture, mean_sem, new_figure
@@ -28,11 +30,25 @@ KINDS = {
     "natural_masked": "natural, masked", "natural": "natural",
 }  # fmt: skip
 MOST_UNITS = 40  # whose images are drawn
+FEW = 5  # units; of fewer a z-score within a row says little (of two it is always 1 and -1)
+PERCENT_FROM = 10  # units; a share of fewer is told as a count alone
 
 
 def section(session: Session, phase: int, draw: Draw) -> str:
     """Return the section's HTML."""
     report = last_report(session, phase)
+    out = model(session, phase, report, draw)
+    images: Images = {}
+    for unit, kind, stimulus in fixed(session, phase):
+        images.setdefault(unit, {})[kind] = stimulus
+    if not images:
+        return out + "<p>No image was shown back.</p>"
+    out += shown_back(session, phase, images, report, draw)
+    return out + model_checks.section(session, phase, images, report, draw)
+
+
+def model(session: Session, phase: int, report: Report, draw: Draw) -> str:
+    """Return what the encoder was worth and which units were chosen; also of a control phase."""
     out = "<h3>The model</h3>" + draw(
         f"learning_{phase}",
         learning(session, phase),
@@ -40,13 +56,17 @@ def section(session: Session, phase: int, draw: Draw) -> str:
         "after each fit. Thin: single units; thick: their median; dashed: the median correlation of single responses "
         "with the mean of their other repeats (oracle), which falls short of what a perfect model would reach.",
     )
-    out += _units(session, report)
-    images: Images = {}
-    for unit, kind, stimulus in fixed(session, phase):
-        images.setdefault(unit, {})[kind] = stimulus
-    if not images:
-        return out + "<p>No image was shown back.</p>"
-    out += "<h3>Images shown back</h3>" + _verdict(session, phase, report)
+    out += draw(
+        f"learning_units_{phase}",
+        learning_of_units(session, phase, report),
+        "The same for each chosen unit, with 95 % intervals (bootstrap over held-out images); dashed: its oracle.",
+    )
+    return out + _units(session, report)
+
+
+def shown_back(session: Session, phase: int, images: Images, report: Report, draw: Draw) -> str:
+    """Return what fresh repeats say of images; also of those that were made on another day (`rig.report.revisit`)."""
+    out = "<h3>Images shown back</h3>" + _verdict(session, phase, report, images)
     out += draw(
         f"meis_{phase}",
         gallery(session, phase, images, report),
@@ -57,17 +77,23 @@ def section(session: Session, phase: int, draw: Draw) -> str:
     out += draw(
         f"confusion_{phase}",
         confusion(session, phase, images),
-        "Responses of each unit (row) to the most exciting images of all units (columns), fresh repeats, each row "
-        "z-scored. Dots mark the highest of each row.",
+        "Responses of each unit (row) to the most exciting images of all units (columns), fresh repeats. Colour: "
+        f"{'z-scored within each row' if len(images) >= FEW else 'over the highest of the row; numbers: mean rates'}. "
+        "Dots mark the highest of each row.",
     )
     return out + _comparisons(session, report, images)
 
 
-def learning(session: Session, phase: int) -> Figure | None:
-    """Draw the held-out score over presentations in the fit; None where none was stated."""
+def _reports(session: Session, phase: int) -> dict[int, Report]:
+    """Return the agent's figures after each fit, the last of each, by the presentations in it."""
     phases = session.column("model/updates/phase")
     reports = [json.loads(text) for text in np.array(session.texts("model/updates/report"))[phases == phase]]
-    by_count = {one["images_seen"]: one for one in reports if "heldout_r" in one}
+    return {int(one["images_seen"]): one for one in reports if "heldout_r" in one}
+
+
+def learning(session: Session, phase: int) -> Figure | None:
+    """Draw the held-out score over presentations in the fit; None where none was stated."""
+    by_count = _reports(session, phase)
     if len(by_count) < 2:
         return None
     figure = new_figure(6.4, 3.4)
@@ -82,6 +108,31 @@ def learning(session: Session, phase: int) -> Figure | None:
     axes.axhline(0, color=BLACK, linewidth=0.6)
     axes.set(xlabel="presentations in the fit", ylabel="held-out r", ylim=(min(-0.2, *axes.get_ylim()), 1))
     axes.legend(loc="lower right")
+    return figure
+
+
+def learning_of_units(session: Session, phase: int, report: Report) -> Figure | None:
+    """Draw each chosen unit's held-out score with its interval, best first; None where none was chosen."""
+    by_count = _reports(session, phase)
+    ranks = {unit: report[f"{unit}: rank"] for unit in session.units if f"{unit}: rank" in report}
+    units = sorted(ranks, key=lambda unit: ranks[unit])[: model_checks.MOST_UNITS]
+    if len(by_count) < 2 or not units:
+        return None
+    counts = np.array(sorted(by_count))
+    figure, grid = model_checks.panels(len(units))
+    for axes, unit in zip(grid, units, strict=True):
+        names = ("heldout_r", "heldout_r_low", "heldout_r_high", "oracle")
+        value, low, high, oracle = (
+            np.array([by_count[n].get(f"{unit}: {name}", np.nan) for n in counts]) for name in names
+        )
+        axes.fill_between(counts, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(counts, value, color=BLUE, marker="o", markersize=3)
+        axes.plot(counts, oracle, color=GREY, linestyle="--")
+        axes.axhline(0, color=BLACK, linewidth=0.6)
+        axes.set(ylim=(min(-0.3, float(np.nanmin(low, initial=0.0))), 1))
+        axes.set_xlabel("presentations", fontsize=10)
+        axes.set_title(unit, fontsize=10)
+    model_checks.label_rows(grid, "held-out r")
     return figure
 
 
@@ -120,21 +171,40 @@ def confusion(session: Session, phase: int, images: Images) -> Figure | None:
     if len(units) < 2:
         return None
     rates = np.array([[_mean(session, phase, unit, images[other][MEI])[0] for other in units] for unit in units])
-    sd = rates.std(axis=1, keepdims=True)
-    z = (rates - rates.mean(axis=1, keepdims=True)) / np.where(sd > 0, sd, 1.0)
-    side = min(8.0, 2.6 + 0.32 * len(units))
+    few = len(units) < FEW
+    side = min(8.0, 2.6 + (0.4 if few else 0.32) * len(units))
     figure = new_figure(side + 0.8, side)
     axes = figure.subplots()
-    most = float(np.nanmax(np.abs(z))) if np.isfinite(z).any() else 1.0
-    drawn = axes.imshow(z, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
-    for k, row in enumerate(z):
+    drawn = axes.imshow(**_over_highest(rates) if few else _z_scored(rates), interpolation="nearest")
+    for k, row in enumerate(rates):
         if np.isfinite(row).all():
-            axes.plot(int(row.argmax()), k, "o", color=BLACK, markersize=4)
+            at = int(row.argmax()), k - (0.3 if few else 0)  # beside the number
+            axes.plot(*at, "o", color=BLACK, markersize=6, markeredgecolor="white", markeredgewidth=1.3)
+    if few:
+        digits = 1 if session.measure == "spikes" else 3
+        for k, column in np.argwhere(np.isfinite(rates)):
+            # On either colour of the map: dark on a light ground of its own.
+            ground = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+            axes.text(column, k, f"{rates[k, column]:.{digits}f}", ha="center", va="center", fontsize=9, bbox=ground)
     axes.set(xlabel="most exciting image of", ylabel="response of", xticks=range(len(units)), yticks=range(len(units)))
     axes.set_xticklabels(units, rotation=90, fontsize=8)
     axes.set_yticklabels(units, fontsize=8)
-    figure.colorbar(drawn, label="z")
+    figure.colorbar(drawn, label="over the highest" if few else "z")
     return figure
+
+
+def _z_scored(rates: F64) -> dict[str, Any]:
+    """Return what to draw of rates (unit, image), each row less its mean and over its sd."""
+    sd = rates.std(axis=1, keepdims=True)
+    z = (rates - rates.mean(axis=1, keepdims=True)) / np.where(sd > 0, sd, 1.0)
+    most = float(np.nanmax(np.abs(z))) if np.isfinite(z).any() else 1.0
+    return {"X": z, "cmap": "RdBu_r", "vmin": -most, "vmax": most}
+
+
+def _over_highest(rates: F64) -> dict[str, Any]:
+    """Return what to draw of rates (unit, image), each row over its highest, as Walker et al. 2019 draw them."""
+    highest = rates.max(axis=1, keepdims=True)
+    return {"X": rates / np.where(highest > 0, highest, 1.0), "cmap": "Blues", "vmin": 0.0, "vmax": 1.0}
 
 
 def _mean(session: Session, phase: int, unit: str, stimulus: str) -> tuple[float, float]:
@@ -174,23 +244,31 @@ def _estimate(one: Report, name: str) -> str:
     return said
 
 
-def _verdict(session: Session, phase: int, report: Report) -> str:
+def _share(part: float, count: int) -> str:
+    """Return a share of units in words: as a count, with its percentage where they are not too few for one."""
+    said = f"{round(part * count)} of {counted(count, 'unit')}"
+    return said if count < PERCENT_FROM else f"{said} ({part:.0%})"
+
+
+def _verdict(session: Session, phase: int, report: Report, images: Images) -> str:
     settings = session.config["phases"][phase]
     if "row_maximum" not in report and not any(name.startswith("better_") for name in report):
         return "<p>Too little was shown back for a verdict.</p>"
     words = []
+    shown = [unit for unit in images if MEI in images[unit] and unit in session.units]
     if "row_maximum" in report:
-        said = f"The own image drove a unit more than those of all others in {report['row_maximum']:.0%} of the units"
+        said = "The own image drove a unit more than those of all others in "
+        said += _share(report["row_maximum"], len(shown))
         if "row_maximum_p" in report:
-            said += (
-                f" (95 % interval {report['row_maximum_low']:.0%} to {report['row_maximum_high']:.0%}; p = "
-                f"{report['row_maximum_p']:.2g} against chance)"
-            )
+            interval = f"95 % interval {report['row_maximum_low']:.0%} to {report['row_maximum_high']:.0%}; "
+            interval = interval if len(shown) >= PERCENT_FROM else ""
+            said += f" ({interval}p = {report['row_maximum_p']:.2g} against chance)"
         words.append(said + ".")
     against = [kind for kind in KINDS if f"better_{kind}" in report]
     for kind in against:
-        better, worse = report[f"better_{kind}"], report[f"worse_{kind}"]
-        words.append(f"More than <b>{KINDS[kind]}</b>: {better:.0%} of the units; less: {worse:.0%}.")
+        tested = sum(f"{unit}: q_{kind}" in report for unit in session.units)
+        better, worse = (_share(report[f"{name}_{kind}"], tested) for name in ("better", "worse"))
+        words.append(f"More than <b>{KINDS[kind]}</b>: {better}; less: {worse}.")
     if not against:
         words.append("The phase did not come to its end, so that nothing was tested.")
     else:
@@ -207,7 +285,7 @@ def _verdict(session: Session, phase: int, report: Report) -> str:
 
 def _comparisons(session: Session, report: Report, images: Images) -> str:
     digits = 1 if session.measure == "spikes" else 3
-    kinds = [kind for kind in KINDS if kind != MEI]
+    kinds = [kind for kind in KINDS if kind != MEI and any(kind in of for of in images.values())]
     rows = []
     for unit in images:
         one = of_unit(report, unit)

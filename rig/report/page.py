@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from rig.report import confirmation, evolution, figures, first_minutes, inception
+from rig.report import confirmation, control, evolution, figures, first_minutes, inception, revisit
 from rig.report.data import RewardRow, Session, open_session
 from rig.report.derived import chosen_online, coverage_words
 from rig.report.figures import bound_words, mean_sem
@@ -49,7 +49,7 @@ figcaption { color: #555; font-size: .92rem; max-width: 52rem; }
 div.row { display: flex; flex-wrap: wrap; gap: 1rem; } div.row figure { flex: 1 1 18rem; max-width: 29rem; }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .93rem; }
 th, td { text-align: left; padding: .28rem .9rem .28rem 0; border-bottom: 1px solid #e4e4e4; vertical-align: middle; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td.n { white-space: nowrap; }
 td img { width: 56px; height: 56px; image-rendering: auto; display: block; }
 pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 summary { cursor: pointer; font-weight: 600; margin-top: 1.5rem; }
@@ -187,22 +187,26 @@ class _Page:
             )
         if agent == "confirm":
             return out + confirmation.section(s, phase, self._thumbnail, self._figure)
+        if agent == "control":
+            return out + control.section(s, phase, self._figure)
         if agent == "inception":
             return out + inception.section(s, phase, self._figure)
+        if agent == "revisit":
+            return out + revisit.section(s, phase, self._figure)
         if agent == "map":
-            return out + first_minutes.mapping(s, phase, self._figure) + self._raster(phase)
+            return out + first_minutes.mapping(s, phase, self._figure)  # each frame came once: no raster of one
         if not evolves:
+            best, words = first_minutes.best_unit(s, phase) if agent == "screen" else (s, "")
             out += first_minutes.screening(s, phase) if agent == "screen" else ""
-            return out + self._tuning(phase) + self._raster(phase)
-        targets = each_target(s, phase)
-        rasters = (self._raster(phase, *one) for one in targets if one[2].about(phase) in ("", *s.units))
+            return out + self._tuning(phase) + words + self._raster(phase, "", best)
         out += evolution.claimed(s, phase)
         marks, online = self.history.marks(phase), chosen_online(s, phase)
-        out += "".join(evolution.section(*one, phase, self._figure, marks, online) for one in targets)
-        return out + "".join(rasters)
+        for part, of, about in each_target(s, phase):
+            out += evolution.section(part, of, about, phase, self._figure, marks, online)
+            out += self._raster(phase, part, about) if about.about(phase) in ("", *s.units) else ""
+        return out
 
-    def _raster(self, phase: int, part: str = "", of: str = "", about: Session | None = None) -> str:
-        session, heading = about or self.session, f"<h3>{escape(of)}</h3>" if of else ""
+    def _raster(self, phase: int, part: str, session: Session) -> str:
         if self.session.measure != "spikes":
             caption = (
                 "Mean ± standard error of the trace around the image onset, from the values as they came (less "
@@ -210,12 +214,13 @@ class _Page:
                 "they track a baseline."
             )
             drawn = self._figure(f"traces_{phase}{part}", traces(session, phase), caption)
-            return heading + drawn if drawn else "<p>No trace is drawn: no values around these onsets.</p>"
-        return heading + self._figure(
+            return drawn or "<p>No trace is drawn: no values around these onsets.</p>"
+        return self._figure(
             f"raster_{phase}{part}",
             figures.raster(session, phase),
             f"Spikes around the image onset, and their rate in bins of {figures.BIN_S * 1e3:.0f} ms. Onsets are "
-            "photodiode edges where there is one.",
+            "photodiode edges where there is one. The best and the weakest of a set are those of these very "
+            "presentations: chance alone parts them too.",
         )
 
     def _tuning(self, phase: int) -> str:
@@ -251,7 +256,8 @@ class _Page:
             "for each unit. Ranking itself makes the curves fall, also without tuning.",
         )
         table = as_table(head, rows, frozenset(range(2, 3 + len(units))))
-        return f"{curves}<p>Rates in {s.rate_unit}{evolution.subtracted(s)}, mean ± standard error.</p>{table}{note}"
+        of = f"Rates in {s.rate_unit}{evolution.subtracted(s)}, mean ± standard error"
+        return f"{curves}<details><summary>All images</summary><p>{of}.</p>{table}{note}</details>"
 
     def _with_error(self, mean: float, error: float) -> str:
         digits = 1 if self.session.measure == "spikes" else 3

@@ -9,13 +9,22 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from rig.report.data import F64, I64, Session
-from rig.report.figures import GREEN, ORANGE, around_s, draw_picture, mark_times, new_figure, raster_groups
+from rig.report.figures import (
+    GREEN,
+    ORANGE,
+    around_s,
+    draw_picture,
+    mark_times,
+    new_figure,
+    presented,
+    raster_groups,
+)
 
 
 def traces(session: Session, phase: int) -> Figure | None:
     """Draw mean and standard error of a unit's trace for the best images and a reference; None without any trace."""
     unit, groups = raster_groups(session, phase)
-    around = around_s(session)
+    around = around_s(session, phase)
     drawn = [(g, _aligned(session, session.units[unit], g.rows, around)) for g in groups]
     if not any(np.isfinite(rows).any() for _, (_, rows) in drawn):
         return None
@@ -26,16 +35,13 @@ def traces(session: Session, phase: int) -> Figure | None:
     for k, (group, (times, rows)) in enumerate(drawn):
         colour, axes = (ORANGE, GREEN)[k % 2], grid[1, k]
         draw_picture(grid[0, k], session, group.picture)
-        of = f" of {group.picture}" if len(set(session.stimulus_id[group.rows])) == 1 else ""
-        grid[0, k].set_title(
-            f"{group.title}\n{len(group.rows)} presentations{of}", fontsize=10, loc="center", fontweight="normal"
-        )
+        grid[0, k].set_title(presented(group, session), fontsize=10, loc="center", fontweight="normal")
         mean, error = _mean_and_error(rows if session.measure == "counts" else _changes(times, rows, in_dff))
         axes.plot(times * 1e3, mean, color=colour, marker="o", markersize=3)
         axes.fill_between(times * 1e3, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
         axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
         axes.set_xlabel("time from image onset (ms)")
-        mark_times(session, (axes,), around)
+        mark_times(session, phase, (axes,), around)
     lo, hi = (f(axes.get_ylim()[k] for axes in grid[1]) for k, f in enumerate((min, max)))
     for axes in grid[1]:
         axes.set_ylim(lo, hi)

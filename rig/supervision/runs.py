@@ -10,6 +10,7 @@ from rich.live import Live
 
 from rig.clock import Clock
 from rig.config.session import Config
+from rig.failed_phases import FailedPhases
 from rig.progress import JournalTail, Progress
 from rig.supervision.processes import Child, SessionFailed, wait_ready
 from rig.supervision.supervisor import Supervisor
@@ -34,7 +35,7 @@ def run_session(folder: Path, config: Config, simulated: bool, clock: Clock, con
 
     `simulated` goes into the log: whether the simulated animal is what is recorded.
     """
-    progress, tail = Progress(config), JournalTail(folder / "session.journal")
+    progress, tail, failed = Progress(config), JournalTail(folder / "session.journal"), FailedPhases()
     live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
     printed = ""
 
@@ -43,6 +44,7 @@ def run_session(folder: Path, config: Config, simulated: bool, clock: Clock, con
         entries = tail.read()
         for entry in entries:
             progress.apply(entry)
+            failed.take(entry.document)
         if not entries:
             return
         if live is not None:
@@ -59,7 +61,7 @@ def run_session(folder: Path, config: Config, simulated: bool, clock: Clock, con
     try:
         if live is not None:
             live.start()
-        return Supervisor(folder, config, simulated, clock, tell).run(watch)
+        return failed.ended(Supervisor(folder, config, simulated, clock, tell).run(watch))
     finally:
         if live is not None:
             live.stop()

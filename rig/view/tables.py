@@ -212,7 +212,8 @@ SCHEMAS: tuple[Schema, ...] = (
             number("work", "Number of the computation"),
             number("steps", "Steps really taken"),
             number("data_through_seq", "Last journal entry it knew"),
-            text("sha256", "Hash of its result"),
+            text("sha256", "Hash of its result, empty if there is none"),
+            text("error", "Why there is no result, empty if there is one"),
         ),
     ),
     Schema(

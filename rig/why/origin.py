@@ -19,14 +19,15 @@ from rig.config.phases import EvolvePhase
 from rig.config.places import rect_of, usual
 from rig.config.session import Config
 from rig.config.targets import Target
-from rig.messages import Entry, Fault, Presented, Proposal, Response, SessionStart, TrialIntent
+from rig.messages import Entry, Fault, ModelUpdated, Presented, Proposal, Response, SessionStart, TrialIntent
 from rig.shown_again import ShownAgain, Verdict
 from rig.view.announced import MAYBE_SHOWN, NEVER_SHOWN
 from stimuli.generators import Generator
 from stimuli.render import gamma_table
 from stimuli.spec import LatentImage, Place, Stimulus
 
-KINDS = frozenset({"session_start", "proposal", "presented", "response", "trial_intent", "fault"})
+KINDS = frozenset({"session_start", "proposal", "presented", "response", "trial_intent", "fault", "model_updated"})
+EVOLVED = re.compile(r"p([0-9]+)-(?:t([0-9]+)-)?(?:g|bet)")  # an evolved image: phase, and target if there are several
 FIRST_VALUES = 5  # of a latent code that are given
 Key = tuple[int, int]  # proposal and slot
 Build = Callable[[AnyGenerator, int, int, int], Generator]  # settings, height, width, background
@@ -81,6 +82,7 @@ class Provenance:
     showings: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     announced: dict[int, tuple[int, Key]] = field(default_factory=dict)  # presentation -> trial and slot
     accounts: dict[int, str] = field(default_factory=dict)  # presentation -> fault that says what became of it
+    titles: dict[Key, str] = field(default_factory=dict)  # phase and number of a target -> its title
     _again: ShownAgain = field(default_factory=lambda: ShownAgain(0))
 
     def apply(self, entry: Entry) -> None:
@@ -97,6 +99,10 @@ class Provenance:
         elif isinstance(document, Fault):
             if document.what in MAYBE_SHOWN | NEVER_SHOWN:
                 self.accounts |= {n: document.what for n in document.presentations if n not in self.accounts}
+        elif isinstance(document, ModelUpdated):
+            for score in document.scores:
+                if (found := EVOLVED.match(score.stimulus_id)) and int(found[1]) == document.phase:
+                    self.titles[document.phase, int(found[2] or 0)] = score.target
         elif isinstance(document, Presented):
             self.shown[document.presentation] = document
             self.showings[document.stimulus_id].append(document.presentation)
@@ -151,7 +157,7 @@ class Provenance:
                 "place": self._place(shown.proposal).model_dump(mode="json"),
                 "frame_again": self._frame_again(shown),
             },
-            "asked_by": self._asked_by(shown.proposal, asked, shown.slot),
+            "asked_by": self._asked_by(shown.proposal, asked, shown.slot, shown.stimulus_id),
             "response": self._answer(presentation),
             "used": self._used(shown, asked),
             "stimuli": {name: self._stimulus(name) for name in lineage},
@@ -196,14 +202,21 @@ class Provenance:
         }
 
     def _objectives(self, phase: int) -> tuple[Target, ...]:
-        """Return what a phase evolves images for; () where it is for all units, or for units that it was proposed."""
+        """Return what a phase evolves images for; () where it is for all units, or for none that is known yet."""
         found = self.config.phases[phase] if self.config is not None else None
-        return found.objectives() if isinstance(found, EvolvePhase) else ()
+        if not isinstance(found, EvolvePhase):
+            return ()
+        titles = [self.titles[key] for key in sorted(self.titles) if key[0] == phase]
+        units = dict.fromkeys(title.split(" at ")[0] for title in titles)  # those that it was proposed
+        return found.objectives(tuple(units) if found.units == "proposed" else ())
 
-    def _unit(self, phase: int) -> str | None:
-        """Return the unit for which a phase evolves images, None where it is for others or for all of them."""
-        found = self._objectives(phase)
-        return found[0].unit if len(found) == 1 and found[0].minus is None else None
+    def _unit(self, phase: int, stimulus: str) -> str | None:
+        """Return the unit for which an image was evolved, here or in a phase before; None if for others, or for all."""
+        found = EVOLVED.match(stimulus)
+        own = self._target_of(int(found[1]), stimulus) if found else None
+        objectives = self._objectives(phase)
+        target = own or (objectives[0] if len(objectives) == 1 else None)
+        return target.unit if target is not None and target.minus is None else None
 
     def _target_of(self, phase: int, stimulus: str) -> Target | None:
         """Return the target that an evolved image was made for: with several its number is in the identity."""
@@ -212,7 +225,7 @@ class Provenance:
         number = int(numbered[1]) if numbered else 0
         return objectives[number] if number < len(objectives) else None
 
-    def _asked_by(self, number: int, asked: Asked, slot: int) -> dict[str, Any]:
+    def _asked_by(self, number: int, asked: Asked, slot: int, stimulus: str) -> dict[str, Any]:
         part = "fallback" if slot < 0 else "main" if slot < asked.tail_from else "tail"
         return {
             "proposal": number,
@@ -221,7 +234,7 @@ class Provenance:
             "part": part,
             "phase": asked.phase,
             "agent": asked.agent,
-            "unit": self._unit(asked.phase),
+            "unit": self._unit(asked.phase, stimulus),
             "targets": [target.title for target in self._objectives(asked.phase)],
             "generation": asked.generation,
             "agent_state_sha256": asked.model_version,
@@ -258,8 +271,7 @@ class Provenance:
             return out | {"why_not": f"not usable; the image was {then}"}
         if verdict == "known":
             return out | {"why_not": f"presentation {self.final.get(key)} of the same slot already had a response"}
-        after = shown.proposal + 1
-        following = after if after in self.asked and self.asked[after].phase == asked.phase else None
+        following = self._neighbour(shown.proposal, 1)
         scored = shown.role == "candidate" and shown.slot < asked.tail_from
         children = [n for n, o in self.origins.items() if o.proposal == following and name in o.stimulus.parents]
         return out | {
@@ -268,6 +280,16 @@ class Provenance:
             "next_proposal": following,
             "children": children if scored else [],
         }
+
+    def _neighbour(self, proposal: int, step: int) -> int | None:
+        """Return the next proposal (`step` 1) or the one before (-1) of the same phase and place, None without one.
+
+        Images of several places or sizes take turns: the proposal between is another evolution's.
+        """
+        own = self.asked[proposal]
+        alike = [n for n, one in self.asked.items() if (one.phase, one.place) == (own.phase, own.place)]
+        beyond = [n for n in alike if (n - proposal) * step > 0]
+        return min(beyond, key=lambda n: abs(n - proposal), default=None)
 
     def _key(self, presentation: int) -> Key:
         return self.shown[presentation].proposal, self.shown[presentation].slot
@@ -314,14 +336,15 @@ class Provenance:
 
     def _parent(self, name: str, proposal: int) -> dict[str, Any]:
         """Return a parent with the score for which it was chosen: its final response in the proposal before."""
-        before = self.asked.get(proposal - 1)
+        number = self._neighbour(proposal, -1)
         out: dict[str, Any] = {"stimulus_id": name, "response": None, "rank": None, "of": None}
-        if before is None:
+        if number is None:
             return out
+        before = self.asked[number]
         target = self._target_of(before.phase, name)
         scores: dict[str, float] = {}
         for slot, (role, stimulus) in enumerate(before.plan[: before.tail_from]):
-            used = self.final.get((proposal - 1, slot))
+            used = self.final.get((number, slot))
             if role != "candidate" or used is None:
                 continue
             response = self.answers[used][1]

@@ -9,7 +9,8 @@ import json
 import numpy as np
 import numpy.typing as npt
 
-from stimuli.generators.generator import F32, U8, checked, normal_prior
+from stimuli.generators.basis import BasisGenerator
+from stimuli.generators.generator import F32, U8, normal_prior
 from stimuli.generators.soft_clip import checked_span, clipped_frame, drive_of, soft_clip_drive
 
 # Opponent axes as rows over (R, G, B), orthonormal: luminance, red-green, blue-yellow. Opponent channels carry less
@@ -27,7 +28,7 @@ def cosine_basis(points: int, frequencies: int) -> npt.NDArray[np.float64]:
     return out
 
 
-class DctGenerator:
+class DctGenerator(BasisGenerator):
     """Weighted sum of two-dimensional cosines in luminance and two opponent colours.
 
     A code holds, per colour axis, one coefficient for each pair of frequencies but the constant one; coefficients are
@@ -36,8 +37,6 @@ class DctGenerator:
     length of the code has no effect, so that evolution cannot win by contrast alone. Clipping is soft; it takes off
     little contrast for images with normal level histograms and more for those with few strong features.
     """
-
-    differentiable = False
 
     def __init__(
         self, height: int, width: int, frequencies: int, falloff: float, contrast: float, background: int = 128
@@ -60,18 +59,6 @@ class DctGenerator:
         self._amplitude = CHANNEL_WEIGHTS[:, None] * radius**-falloff
         # sum of channel variances = 3 x the variance over pixels and channels, as the axes are orthonormal
         self._drive = float(np.sqrt(3.0)) * soft_clip_drive(contrast * 127.5 / span)
-
-    def start(self, count: int, rng: np.random.Generator) -> F32:
-        """Return standard normal codes (count, latent)."""
-        return self.prior.sample(count, rng)
-
-    def decode(self, latents: F32) -> U8:
-        """Return frames (n, y, x, rgb) of codes (n, latent)."""
-        latents = checked(latents, self.latent_size, self.name)
-        frames = np.empty((latents.shape[0], *self._shape, 3), np.uint8)
-        for k, latent in enumerate(latents):  # one by one: a frame's bytes must not depend on its neighbours
-            frames[k] = self._image(latent)
-        return frames
 
     def encode(self, frames: U8) -> F32:
         """Return codes (n, latent) of typical length of frames (n, y, x, rgb): the nearest pattern, but for contrast.

@@ -10,8 +10,9 @@ import json
 import numpy as np
 import numpy.typing as npt
 
+from stimuli.generators.basis import BasisGenerator
 from stimuli.generators.dct import AXES, CHANNEL_WEIGHTS
-from stimuli.generators.generator import F32, U8, checked, normal_prior
+from stimuli.generators.generator import F32, U8, normal_prior
 from stimuli.generators.soft_clip import checked_span, clipped_frame, soft_clip_drive
 
 C64 = npt.NDArray[np.complex64]
@@ -28,7 +29,7 @@ def _waves(points: int, places: int, cycles: int, share: float) -> C128:
     return np.exp(-(at**2) / (2 * sigma**2) + 2j * np.pi * cycles * share * at)
 
 
-class GaborGenerator:
+class GaborGenerator(BasisGenerator):
     """Weighted sum of Gabors of cosine and sine phase in luminance and two opponent colours.
 
     A scale of s cycles per image side has (s + 1) x (s + 1) places. On average all scales have the same contrast, as
@@ -36,7 +37,6 @@ class GaborGenerator:
     those asked for before clipping: the length of a code has no effect.
     """
 
-    differentiable = False
     encode = None
 
     def __init__(
@@ -76,18 +76,6 @@ class GaborGenerator:
         self.prior = normal_prior(self.latent_size)
         self._shape = (height, width)
         self._drive = soft_clip_drive(contrast * 127.5 / self._span)
-
-    def start(self, count: int, rng: np.random.Generator) -> F32:
-        """Return standard normal codes (count, latent)."""
-        return self.prior.sample(count, rng)
-
-    def decode(self, latents: F32) -> U8:
-        """Return frames (n, y, x, rgb) of codes (n, latent)."""
-        latents = checked(latents, self.latent_size, self.name)
-        frames = np.empty((latents.shape[0], *self._shape, 3), np.uint8)
-        for k, latent in enumerate(latents):  # one by one: a frame's bytes must not depend on its neighbours
-            frames[k] = self._image(latent)
-        return frames
 
     def _image(self, latent: F32) -> U8:
         height, width = self._shape

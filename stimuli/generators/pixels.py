@@ -5,7 +5,8 @@ import json
 
 import numpy as np
 
-from stimuli.generators.generator import F32, U8, checked, normal_prior
+from stimuli.generators.basis import BasisGenerator
+from stimuli.generators.generator import F32, U8, normal_prior
 from stimuli.generators.soft_clip import checked_span, clipped_frame, drive_of, soft_clip_drive
 
 GENERATOR_VERSION = 1  # part of the name; raise it when decode changes
@@ -28,14 +29,12 @@ def spread(points: int, cells: int, smooth: bool) -> F32:
     return out.astype(np.float32)
 
 
-class PixelGenerator:
+class PixelGenerator(BasisGenerator):
     """A grid of `side` x `side` colours, spread over the image.
 
     The mean colour is taken away and the RMS contrast is `contrast` before clipping, as with the other bases: the
     length of a code has no effect.
     """
-
-    differentiable = False
 
     def __init__(
         self, height: int, width: int, side: int, smooth: bool, contrast: float, background: int = 128
@@ -52,18 +51,6 @@ class PixelGenerator:
         self._shape = (height, width)
         self._down, self._across = spread(height, side, smooth), spread(width, side, smooth).T.copy()
         self._drive = soft_clip_drive(contrast * 127.5 / self._span)
-
-    def start(self, count: int, rng: np.random.Generator) -> F32:
-        """Return standard normal codes (count, latent)."""
-        return self.prior.sample(count, rng)
-
-    def decode(self, latents: F32) -> U8:
-        """Return frames (n, y, x, rgb) of codes (n, latent)."""
-        latents = checked(latents, self.latent_size, self.name)
-        frames = np.empty((latents.shape[0], *self._shape, 3), np.uint8)
-        for k, latent in enumerate(latents):  # one by one: a frame's bytes must not depend on its neighbours
-            frames[k] = self._image(latent)
-        return frames
 
     def encode(self, frames: U8) -> F32:
         """Return codes (n, latent) of typical length of frames (n, y, x, rgb): the nearest pattern, but for contrast.

@@ -27,39 +27,17 @@ from typing import Any
 
 import numpy as np
 
-from stimuli.search.optimiser import F32, F64, Asked, Nominee, Origin, Scores
-from stimuli.search.recombination import (
-    Nominates,
-    Ranked,
-    Start,
-    must_ask_again,
-    nominated,
-    rank_weights,
-    ranked,
-)
-from stimuli.search.record import Record
+from stimuli.search.cma import GaussianCMA, GaussianSettings
+from stimuli.search.optimiser import F32, F64, Asked, Origin
+from stimuli.search.recombination import Ranked, rank_weights
 
 PUBLISHED_SIGMA = 3.0
 UPDATES_PER_FACTOR = 11  # the authors' program asks for more than 10 generations since the last change of A
 
 
 @dataclass(frozen=True)
-class CholeskySettings:
-    """Settings of the Cholesky CMA-ES."""
-
-    population: int = 40
-    """Codes per generation."""
-    start: Start = "matched"
-    """The first generation: codes of the prior, or as published a single zero."""
-    sigma: float | None = None
-    """First step size, in the units of the codes; None: the prior's sd, or 3 as published."""
-    nominates: Nominates = "best_score"
-    """What `nominate` puts first."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings with which the algorithm has no meaning."""
-        if self.population < 4 or (self.sigma is not None and not 0 < self.sigma < np.inf):
-            raise ValueError(f"population {self.population}, sigma {self.sigma}; need 4 or more, and above 0")
+class CholeskySettings(GaussianSettings):
+    """Settings of the Cholesky CMA-ES; as published it begins with a single zero and step size 3."""
 
 
 class FactorProduct:
@@ -104,15 +82,14 @@ class FactorProduct:
         self.log_scale += 0.5 * float(np.log1p(-rate))
 
 
-class CholeskyCMA:
+class CholeskyCMA(GaussianCMA):
     """Cholesky CMA-ES (Wang & Ponce 2022)."""
 
     def __init__(self, settings: CholeskySettings, first: F32, sigma: float, rng: np.random.Generator) -> None:
         """Begin with the codes `first` (row, latent) and the step size `sigma`; a single row is the mean itself."""
         size = first.shape[1]
-        self.settings, self.rng = settings, rng
-        self._record = Record(size)
-        self._first: F32 = np.array(first, dtype=np.float32)
+        super().__init__(size, np.array(first, dtype=np.float32), rng)
+        self.settings = settings
         effective = 1.0 / float(np.sum(np.square(rank_weights(settings.population))))
         self._cs = np.sqrt(effective) / (np.sqrt(effective) + np.sqrt(size))
         self._cc = 4 / (size + 4)
@@ -125,63 +102,11 @@ class CholeskyCMA:
         self._ps, self._pc = np.zeros(size), np.zeros(size)
         self._z: F64 = np.empty((0, size))  # the draws of the open batch
         self._since_factor = 0  # generations drawn since A changed
-        self._level: float | None = None
-
-    @property
-    def generation(self) -> int:
-        """Generations asked for."""
-        return self._record.generation
-
-    @property
-    def center(self) -> F32 | None:
-        """Mean of the search distribution; None before the first update."""
-        return None if self._mean is None else self._mean.astype(np.float32)
 
     @property
     def sigma(self) -> float:
         """Step size."""
         return self._sigma
-
-    @property
-    def asked(self) -> Asked | None:
-        """The open generation."""
-        return self._record.asked
-
-    def ask(self) -> Asked:
-        """Update mean, paths, step size and now and then A, and draw the next generation."""
-        if self.generation == 0:
-            start = [Origin((), "start code", {"index": float(k)}) for k in range(len(self._first))]
-            return self._record.open(self._record.add(self._first, start))
-        scores = self._record.scores()
-        single = self._mean is None and len(scores) == 1
-        if not single and must_ask_again(self._record, scores):
-            return self._record.open_missing()
-        best = ranked(scores)
-        if np.isfinite(scores).any():
-            self._level = float(np.nanmean(scores))
-        parents: tuple[int, ...] = ()
-        if self._mean is None:
-            self._mean = self._first_mean(best)
-        elif best is not None:
-            self._update(best)
-        if best is not None:
-            parents = tuple(self._record.batch[row] for row in best.rows)
-        return self._draw(parents)
-
-    def tell(self, scores: Scores) -> None:
-        """Take measurements."""
-        self._record.tell(scores)
-
-    def nominate(self, count: int) -> list[Nominee]:
-        """Return the best codes by mean score, or as the settings say the centre first."""
-        center = self.center if self.settings.nominates == "center" else None
-        return nominated(self._record, count, center, self._level)
-
-    def _first_mean(self, best: Ranked | None) -> F64:
-        """Return the mean after the first generation; with nothing measured the plain mean of its codes."""
-        codes = self._record.codes().astype(np.float64)
-        mean: F64 = codes.mean(axis=0) if best is None else best.weights @ codes[best.rows]
-        return mean
 
     def _update(self, best: Ranked) -> None:
         step = best.weights @ self._z[best.rows]
@@ -207,7 +132,7 @@ class CholeskyCMA:
         """Return arrays and JSON-able values."""
         return {
             "record": self._record.state(),
-            "first": None if self.generation else self._first.copy(),
+            "first": None if self.generation or self._first is None else self._first.copy(),
             "rng": self.rng.bit_generator.state,
             "mean": None if self._mean is None else self._mean.copy(),
             "sigma": self._sigma,

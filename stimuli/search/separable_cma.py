@@ -27,33 +27,19 @@ from typing import Any
 
 import numpy as np
 
-from stimuli.search.optimiser import F32, F64, Asked, Nominee, Origin, Scores
-from stimuli.search.recombination import Nominates, Ranked, Start, must_ask_again, nominated, rank_weights, ranked
-from stimuli.search.record import Record
+from stimuli.search.cma import GaussianCMA, GaussianSettings
+from stimuli.search.optimiser import F32, F64, Asked, Origin
+from stimuli.search.recombination import Ranked, rank_weights
 
 PUBLISHED_SIGMA = 2.0
 
 
 @dataclass(frozen=True)
-class SeparableSettings:
-    """Settings of the separable CMA-ES."""
-
-    population: int = 40
-    """Codes per generation."""
-    start: Start = "matched"
-    """The first generation: codes of the prior, or around 0."""
-    sigma: float | None = None
-    """First step size, in the units of the codes; None: the prior's sd, or 2 as published."""
-    nominates: Nominates = "best_score"
-    """What `nominate` puts first."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings with which the algorithm has no meaning."""
-        if self.population < 4 or (self.sigma is not None and not 0 < self.sigma < np.inf):
-            raise ValueError(f"population {self.population}, sigma {self.sigma}; need 4 or more, and above 0")
+class SeparableSettings(GaussianSettings):
+    """Settings of the separable CMA-ES; as published it begins around 0 with step size 2."""
 
 
-class SeparableCMA:
+class SeparableCMA(GaussianCMA):
     """Separable CMA-ES (Ros & Hansen 2008)."""
 
     def __init__(
@@ -66,9 +52,8 @@ class SeparableCMA:
         if (first is None) == (mean is None):
             raise ValueError("give the first codes or the first mean")
         size = len(sd)
-        self.settings, self.rng = settings, rng
-        self._record = Record(size)
-        self._first: F32 | None = None if first is None else np.array(first, dtype=np.float32)
+        super().__init__(size, None if first is None else np.array(first, dtype=np.float32), rng)
+        self.settings = settings
         self._mean: F64 | None = None if mean is None else np.array(mean, dtype=np.float64)
         self._sigma = float(np.sqrt(np.mean(np.square(sd))))
         self._variance: F64 = np.square(sd / self._sigma)
@@ -83,17 +68,6 @@ class SeparableCMA:
         self._ps, self._pc = np.zeros(size), np.zeros(size)
         self._z: F64 = np.empty((0, size))  # the draws of the open batch
         self._updates = 0
-        self._level: float | None = None
-
-    @property
-    def generation(self) -> int:
-        """Generations asked for."""
-        return self._record.generation
-
-    @property
-    def center(self) -> F32 | None:
-        """Mean of the search distribution; None before it has one."""
-        return None if self._mean is None else self._mean.astype(np.float32)
 
     @property
     def sd(self) -> F64:
@@ -101,42 +75,8 @@ class SeparableCMA:
         out: F64 = self._sigma * np.sqrt(self._variance)
         return out
 
-    @property
-    def asked(self) -> Asked | None:
-        """The open generation."""
-        return self._record.asked
-
-    def ask(self) -> Asked:
-        """Update mean, paths, variances and step size, and draw the next generation."""
-        if self.generation == 0:
-            return self._begin()
-        scores = self._record.scores()
-        if must_ask_again(self._record, scores):
-            return self._record.open_missing()
-        best = ranked(scores)
-        if np.isfinite(scores).any():
-            self._level = float(np.nanmean(scores))
-        if self._mean is None:
-            codes = self._record.codes().astype(np.float64)
-            self._mean = codes.mean(axis=0) if best is None else best.weights @ codes[best.rows]
-        elif best is not None:
-            self._update(best)
-        return self._draw(() if best is None else tuple(self._record.batch[row] for row in best.rows))
-
-    def tell(self, scores: Scores) -> None:
-        """Take measurements."""
-        self._record.tell(scores)
-
-    def nominate(self, count: int) -> list[Nominee]:
-        """Return the best codes by mean score, or as the settings say the centre first."""
-        center = self.center if self.settings.nominates == "center" else None
-        return nominated(self._record, count, center, self._level)
-
     def _begin(self) -> Asked:
-        if self._first is None:
-            return self._draw(())
-        start = [Origin((), "start code", {"index": float(k)}) for k in range(len(self._first))]
-        return self._record.open(self._record.add(self._first, start))
+        return self._draw(()) if self._first is None else super()._begin()
 
     def _update(self, best: Ranked) -> None:
         d, z = np.sqrt(self._variance), self._z[best.rows]

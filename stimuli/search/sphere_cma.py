@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stimuli.search.optimiser import F32, F64, Asked, Nominee, Origin, Scores
-from stimuli.search.recombination import Nominates, Ranked, Start, must_ask_again, nominated, ranked
-from stimuli.search.record import Record
+from stimuli.search.cma import CMA
+from stimuli.search.optimiser import F32, F64, Asked, Nominee, Origin
+from stimuli.search.recombination import Nominates, Ranked, Start, must_ask_again, nominated
 
 PUBLISHED_NORM = 300.0
 REACH = 1.5  # of the step from the old centre to the mean
@@ -96,56 +96,38 @@ def around(center: F64, draws: F64, angle_rad: float) -> F64:
     return out
 
 
-class SphereCMA:
+class SphereCMA(CMA):
     """CMA-ES on a sphere (Wang & Ponce 2022)."""
 
     def __init__(self, settings: SphereSettings, first: F32, norm: float, rng: np.random.Generator) -> None:
         """Begin with the codes `first` (row, latent), each brought to the length `norm`."""
-        self.settings, self.rng, self._norm = settings, rng, float(norm)
-        self._first: F32 = on_sphere(np.asarray(first, dtype=np.float64), self._norm).astype(np.float32)
-        self._record = Record(self._first.shape[1])
+        start = on_sphere(np.asarray(first, dtype=np.float64), float(norm)).astype(np.float32)
+        super().__init__(start.shape[1], start, rng)
+        self.settings, self._norm = settings, float(norm)
         self._center: F64 | None = None  # of length 1
         self._updates = 0
-        self._level: float | None = None
-
-    @property
-    def generation(self) -> int:
-        """Generations asked for."""
-        return self._record.generation
 
     @property
     def center(self) -> F32 | None:
         """Centre of the search; None before the first update."""
         return None if self._center is None else (self._norm * self._center).astype(np.float32)
 
-    @property
-    def asked(self) -> Asked | None:
-        """The open generation."""
-        return self._record.asked
-
     def ask(self) -> Asked:
         """Move the centre and draw the next generation around it."""
         if self.generation == 0:
-            start = [Origin((), "start code", {"index": float(k)}) for k in range(len(self._first))]
-            return self._record.open(self._record.add(self._first, start))
+            return self._begin()
         scores = self._record.scores()
         if self._center is not None:
             scores = scores[1:]  # the centre has no weight
         if must_ask_again(self._record, scores):
             return self._record.open_missing()
-        best = ranked(scores)
-        if np.isfinite(scores).any():
-            self._level = float(np.nanmean(scores))
+        best = self._judge(scores)
         parents: tuple[int, ...] = ()
         if best is not None:
             offset = 0 if self._center is None else 1
             parents = tuple(self._record.batch[row + offset] for row in best.rows)
         self._move(best)
         return self._draw(parents)
-
-    def tell(self, scores: Scores) -> None:
-        """Take measurements."""
-        self._record.tell(scores)
 
     def nominate(self, count: int) -> list[Nominee]:
         """Return the best codes by mean score, or as the settings say the centre first."""
@@ -180,7 +162,7 @@ class SphereCMA:
         """Return arrays and JSON-able values."""
         return {
             "record": self._record.state(),
-            "first": None if self.generation else self._first.copy(),
+            "first": None if self.generation or self._first is None else self._first.copy(),
             "rng": self.rng.bit_generator.state,
             "center": None if self._center is None else self._center.copy(),
             "updates": self._updates,

@@ -1,0 +1,85 @@
+"""`stimloop truth`: what a simulated animal's neurons truly do to the images shown back, beside what was found."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from models.truth import build_for
+from rig.cli import app
+from rig.config.reading import ConfigError
+from rig.messages import Entry, ModelUpdated, Proposal, SessionStart
+from rig.recording.journal import read_all
+from rig.replay.records import config_of, session_start
+from rig.true_rates import Pair, PhaseTruth, by_size, truths
+from stimuli.spec import LatentImage
+from tests.test_inception_session import journal
+from tests.test_replay import with_document, write
+
+__all__ = ["journal"]  # the session on paper of the tests next door
+
+
+def test_true_rates_are_those_of_the_neurons_and_verdicts_those_of_the_log(journal: Path) -> None:
+    entries = [e.document for e in read_all(journal)]
+    last = [d for d in entries if isinstance(d, ModelUpdated)][-1]
+    (one,) = truths(journal.parent, build_for)
+    cells = build_for(config_of(session_start(journal)))
+    frames = {
+        s.id: d.frames[s.spec.row]
+        for d in entries
+        if isinstance(d, Proposal)
+        for s in d.stimuli
+        if isinstance(s.spec, LatentImage)
+    }
+    assert len(one.units) == 2
+    assert len(one.pairs) == 2 * 2
+    names = {(score.target, score.source): score.stimulus_id for score in last.scores}
+    for pair in one.pairs:
+        column = cells.units.index(pair.unit)
+        for kind, rate in (("mei", pair.true_mei_hz), (pair.control, pair.true_control_hz)):
+            assert rate == cells.rate_hz(frames[names[pair.unit, kind]].astype(np.float32) / np.float32(255))[column]
+        assert pair.q == last.report[f"{pair.unit}: q_{pair.control}"]
+        assert (pair.found != 0) == (pair.q <= 0.05)
+    assert one.row_maximum_found == last.report["row_maximum"]
+    assert np.array_equal(np.diag(one.mei_hz), [p.true_mei_hz for p in one.pairs if p.control == "linear"])
+
+
+def pair(mei_hz: float, control_hz: float, found: int) -> Pair:
+    return Pair("E01#0", "gabor", mei_hz, control_hz, mei_hz - control_hz, 0.01 if found else 0.9, found)
+
+
+def test_comparisons_are_counted_by_how_much_they_truly_differ() -> None:
+    pairs = (
+        pair(30, 30, 0), pair(30, 30, 1), pair(30, 29, 0), pair(40, 31, 1), pair(40, 10, 1), pair(40, 10, -1),
+        pair(10, 40, -1),
+    )  # fmt: skip
+    counts = {name: len(some) for name, some in by_size(pairs) if some}
+    more = {"more, 0 to 10 %": 1, "more, 10 to 30 %": 1, "more, over 30 %": 2}
+    assert counts == {"equal": 2, **more, "less, over 30 %": 1}
+    one = PhaseTruth(0, ("a", "b"), np.array([[5.0, 1.0], [7.0, 6.0]]), 1.0, pairs)
+    rows = {row["true_difference"]: (row["found"], row["wrong"]) for row in one.figures()["by_size"]}
+    assert rows["equal"] == (0, 1)  # whatever was found where truth is equal is wrong
+    assert rows["more, over 30 %"] == (1, 1)
+    assert rows["less, over 30 %"] == (1, 0)
+    assert one.row_maximum_true == 0.5
+
+
+def test_the_command_prints_it_and_says_that_it_is_simulated(journal: Path) -> None:
+    said = CliRunner().invoke(app, ["truth", str(journal.parent)])
+    assert said.exit_code == 0, said.output
+    assert "The animal was simulated: only so can true rates be known." in said.output
+    assert "own image is the row maximum: truly in" in said.output
+
+
+def test_a_real_animal_has_no_known_truth(journal: Path, tmp_path: Path) -> None:
+    first, *others = read_all(journal)
+    assert isinstance(first.document, SessionStart)
+    real: list[Entry] = [with_document(first, simulated=False), *others[:50]]
+    with pytest.raises(ConfigError, match="a real animal was recorded, whose true rates nobody knows"):
+        truths(write(tmp_path / "real", real).parent, build_for)
+    simulated = write(tmp_path / "short", [first, *others[:50]]).parent
+    with pytest.raises(ConfigError, match="no images of an inception phase were shown back"):
+        truths(simulated, build_for)
+    with pytest.raises(ConfigError, match=r"holds no session\.journal"):
+        truths(tmp_path, build_for)
