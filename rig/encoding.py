@@ -20,7 +20,8 @@ from pydantic_core import from_json
 
 from rig.messages import ARRAY_FIELDS, AnyDocument, Document, Entry, Envelope, kind_of
 
-MAX_HEADER_BYTES = 4 << 20
+MAX_HEADER_BYTES = 4 << 20  # of a document that comes from anywhere
+MAX_LOGGED_HEADER_BYTES = 64 << 20  # of one from the log: a SessionStart holds what was taken from other sessions
 MAX_ARRAY_BYTES = 256 << 20  # also of any message on the bus
 MAX_ARRAYS = 8
 FRAMES = {"stimulus_prepared": "frame"}  # kind: its array that may be deflated
@@ -113,9 +114,9 @@ def _check_values(value: Any) -> None:
         raise BadDocument(f"the number {str(value)[:30]} does not fit into 64 bits")
 
 
-def decode(frames: Sequence[bytes]) -> Document:
+def decode(frames: Sequence[bytes], most_header_bytes: int = MAX_HEADER_BYTES) -> Document:
     """Turn frames back into a document; raises BadDocument and nothing else on any malformed input."""
-    if not frames or len(frames) > MAX_ARRAYS + 1 or len(frames[0]) > MAX_HEADER_BYTES:
+    if not frames or len(frames) > MAX_ARRAYS + 1 or len(frames[0]) > most_header_bytes:
         raise BadDocument(f"{len(frames)} frames with a header of {len(frames[0]) if frames else 0} bytes")
     if any(len(f) > MAX_ARRAY_BYTES for f in frames[1:]):
         raise BadDocument(f"an array frame is larger than {MAX_ARRAY_BYTES} bytes")
@@ -200,7 +201,7 @@ def _envelope(part: bytes) -> Envelope:
 def decode_entry(body: bytes) -> Entry:
     """Undo `encode_entry`; raises BadDocument."""
     parts = unpack(body)
-    return Entry(_envelope(parts[0] if parts else b""), decode(parts[1:]))
+    return Entry(_envelope(parts[0] if parts else b""), decode(parts[1:], MAX_LOGGED_HEADER_BYTES))
 
 
 def summary(entry: Entry) -> str:

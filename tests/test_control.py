@@ -65,6 +65,8 @@ def test_each_goal_has_its_images_beside_natural_ones_that_are_shown_exactly_as_
     for made in agent.loop.made:
         assert [kind.rsplit("-", 1)[1] for kind in made.images] == ["1", "2", "natural", "predicted"]
         for kind, image in made.images.items():
+            said = made.stimulus("p0", kind, 0, "encoder").figures["contrast"]
+            assert said == pytest.approx(frame_levels(image.frame)[1])
             if image.of:
                 assert np.array_equal(image.frame, natural[image.of])
             else:
@@ -138,6 +140,17 @@ def test_a_restored_agent_makes_the_same_images_and_goes_on_bit_for_bit() -> Non
     assert hashes[0] == hashes[1]
     assert states[0] == states[1]
     assert never.report() == again.report()
+
+
+def test_a_phase_whose_sites_leave_no_goal_ends_and_says_so() -> None:
+    of = config(train=40, iterations=20, starts=1, made=1, goals=["one_hot"], sites=["E01#0"], targets={})
+    agent = agent_of(of)
+    subject = Subject(of, agent.loop)
+    go_on(agent, subject, [])  # type: ignore[arg-type] # waited for ever: nothing can be made
+    assert "1 there is no goal for it: one_hot needs two sites" in str(agent.finished())
+    assert "E01#0: rejected, there is no goal for it: one_hot needs two sites" in agent.report()
+    assert subject.batches[-1].final
+    assert agent.scored() == ()
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

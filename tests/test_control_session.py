@@ -49,6 +49,8 @@ def test_the_report_shows_images_scores_and_baselines(journal: Path) -> None:
     last = [e.document for e in read_all(journal) if isinstance(e.document, ModelUpdated)][-1]
     share = last.report["stretch_above_natural"]
     assert f"(cross-validated): <b>{round(2 * share)} of 2, {share:.0%}</b> (95 % interval" in page
+    both = last.report["stretch_above_both"]
+    assert f"the model predicts to be best: <b>{round(2 * both)} of 2, {both:.0%}</b> (95 % interval" in page
     assert "<td>best natural, predicted</td>" in page
     for figure in ("one_hot_made", "one_hot_natural", "one_hot_predicted", "stretch_best_natural"):
         assert f"<td class=n>{last.report[figure]:.2f}</td>" in page

@@ -1,5 +1,7 @@
 """The inception agent: what is shown when, what is held out, images alike, restored bit for bit, and what it claims."""
 
+import gc
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +12,9 @@ from models.agents.inception import Inception
 from models.agents.types import Told
 from models.inception.made import MEI
 from models.server import batch_hash, state_hash
-from rig.config.inception import CONTROLS
+from rig.config.inception import CONTROLS, MOST_FRAME_BYTES
 from rig.config.reading import ConfigError
+from rig.encoding import MAX_ARRAY_BYTES
 from stimuli.limits import frame_levels
 from stimuli.spec import BankImage, LatentImage
 from tests.inception_units import Subject, agent_of, config, go_on, next_batch
@@ -190,6 +193,21 @@ def test_the_number_of_steps_does_not_depend_on_what_happens_to_be_in_memory() -
     assert steps[0] == steps[1]
 
 
+def test_a_work_that_was_taken_leaves_nothing_behind() -> None:
+    agent = agent_of(config(UNITS, train=60))
+    work = agent.ask()
+    while not work.step():
+        pass
+    work.result()
+    gone = weakref.ref(work)
+    gc.disable()  # a cycle would keep what was learnt before: hundreds of MB for each block of a long session
+    try:
+        del work
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_without_a_good_unit_the_phase_ends_and_says_why() -> None:
     agent, subject = done(least_score=0.99)
     assert agent.finished() is not None
@@ -225,6 +243,10 @@ def test_only_units_that_are_asked_for_and_no_more_than_asked_for() -> None:
 def test_mistakes_in_the_config_are_named(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         config(UNITS, **settings)
+
+
+def test_the_most_that_a_config_may_ask_for_is_what_the_log_takes() -> None:
+    assert MOST_FRAME_BYTES == MAX_ARRAY_BYTES
 
 
 def test_too_few_pictures_are_named() -> None:

@@ -126,7 +126,7 @@ def test_a_linear_unit_is_its_own_linear_model_and_a_complex_one_has_none(
     of_linear = drained(checked(known, made_for(encoder, LINEAR_UNIT, fields[0])))
     assert of_linear["eigenvalue_1"] == pytest.approx(1, abs=1e-6)
     assert of_linear["dimensions"] == pytest.approx(1, abs=1e-6)
-    assert of_linear["linear_r"] > 0.85
+    assert of_linear["encoder_r"] > of_linear["linear_r"] > 0.85  # the encoder here is the unit itself
     assert of_linear["linear_r_low"] < of_linear["linear_r"] < of_linear["linear_r_high"]
     assert of_linear["linearised_r"] > 0.9
     assert of_linear["linear_alike"] > 0.7
@@ -134,6 +134,8 @@ def test_a_linear_unit_is_its_own_linear_model_and_a_complex_one_has_none(
     of_complex = drained(checked(known, made_for(encoder, COMPLEX_UNIT, np.roll(fields[1], 3, axis=0))))
     assert of_complex["dimensions"] > 1.8
     assert of_complex["linear_r_high"] < of_linear["linear_r_low"]
+    assert of_complex["encoder_r"] > 0.9
+    assert of_complex["encoder_r_low"] > of_complex["linear_r_high"]
     assert abs(of_complex["filter_mei"]) < 0.5
 
 

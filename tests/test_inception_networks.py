@@ -1,5 +1,6 @@
 """Networks trained by the inception agent: restored to the bit, scored on images of their own, warm starts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,29 @@ def test_the_cores_of_a_session_begin_the_next_one(finished: tuple[Inception, Su
         agent_of(config(4, encoder=other))
     with pytest.raises(ValueError, match="cannot be read"):
         agent_of(config(4, encoder=TINY | {"start": str(tmp_path / "none.safetensors")}))
+    for spoilt in ([], [{name: array * np.nan for name, array in core.items()} for core in cores.weights]):
+        write_cores(path, replace(cores, weights=spoilt))
+        with pytest.raises(ValueError, match=r"phase1.safetensors: (holds no core|its .* not finite)"):
+            agent_of(config(4, encoder=TINY | {"start": str(path)}))
+
+
+def test_a_network_that_cannot_be_built_is_refused_before_the_session_and_not_when_training_begins() -> None:
+    core = TINY["core"]
+    with pytest.raises(ValueError, match=r"phases.0.encoder: first_kernel_px 63 does not fit into the eye's 32 x 32"):
+        agent_of(config(4, encoder=TINY | {"core": core | {"first_kernel_px": 63}}))
+    with pytest.raises(ValueError, match=r"phases.0.encoder: readout .* needs the cortical positions"):
+        agent_of(config(4, encoder=TINY | {"readout": {"type": "point", "cortex": True}}))
+
+
+def test_cores_that_cannot_be_written_are_an_os_error_as_any_other_file(
+    finished: tuple[Inception, Subject], tmp_path: Path
+) -> None:
+    cores = finished[0].cores()
+    assert cores is not None
+    (tmp_path / "phase1.part" / "full").mkdir(parents=True)  # nothing can be written in its place
+    with pytest.raises(OSError, match=r"phase1\.part: cannot be written"):
+        write_cores(tmp_path / "phase1.safetensors", cores)
+    assert not (tmp_path / "phase1.safetensors").exists()
 
 
 def test_counts_that_may_fall_below_zero_are_refused_when_the_config_is_read() -> None:

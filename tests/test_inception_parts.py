@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from models.encoders.eye import LUMINANCE
 from models.inception import gabors
 from models.inception.encoder import FeatureReadout, eye_for
 from models.inception.features import COUNT, LINEAR, SIDE, features, picture_of
+from models.inception.images import _cut
 from models.inception.matching import alike
 from models.inception.results import compare, confused, mean
 from models.inception.schedule import blocks, choose
@@ -85,6 +87,19 @@ def test_a_contrast_that_one_cannot_reach_is_lowered_for_all() -> None:
     assert np.abs(levels[:, 1] - contrast).max() < 5e-4
     with pytest.raises(ValueError, match="without a pattern"):
         alike([np.ones((8, 8))], 128.0, 0.1)
+
+
+def test_a_colourful_natural_control_has_its_contrast_and_its_mean_in_luminance() -> None:
+    rng = np.random.default_rng(4)
+    frame = rng.integers(60, 200, (48, 48, 3)).astype(np.uint8)  # noise of its own in each channel
+    frame[..., 2] //= 3  # and a cast
+    window = np.exp(-((np.mgrid[:32, :32] - 15.5) ** 2).sum(axis=0) / 60.0)
+    frames, contrast = alike([_cut(frame, None), _cut(frame, window)], 128.0, 0.1)
+    assert contrast == 0.1
+    for one in frames:
+        light = one.astype(np.float64) @ np.array(LUMINANCE)
+        assert light.mean() == pytest.approx(128, abs=0.05)
+        assert light.std() / 127.5 == pytest.approx(0.1, abs=5e-4)
 
 
 def test_comparisons_by_hand_and_none_where_there_is_no_difference() -> None:

@@ -84,6 +84,20 @@ def test_the_report_shows_scores_images_and_what_was_told_apart(journal: Path) -
     assert f"in {round(2 * last.report['row_maximum'])} of 2 units" in page
     assert f"More than <b>linear field</b>: {round(2 * last.report['better_linear'])} of 2 units" in page
     assert "% of the units" not in page  # of two
+    units = {score.target for score in last.scores}
+    own = {u: [last.report[f"{u}: {kind}"] for kind in ("mei", "linear", "natural")] for u in units}
+    differences = [means[0] - means[1] for means in own.values()]
+    assert f"difference {np.median(differences):+.1f} spikes/s (median over units)" in page
+    best = sum(means[0] > max(means[1:]) for means in own.values())
+    assert f"had the highest mean of all images of its unit in {best} of 2" in page
+    with open_session(journal.parent / "session.h5") as session:
+        ids, figures = session.texts("stimuli/stimulus_id"), session.texts("stimuli/figures")
+        said = [json.loads(figures[ids.index(s.stimulus_id)])["predicted"] for s in last.scores if s.source == "mei"]
+    measured_hz = [means[0] for means in own.values()]
+    assert f"The model had predicted {np.median(said):.1f} spikes/s for it, {np.median(measured_hz):.1f} were" in page
+    contrasts = sorted(last.report[f"{unit}: contrast"] for unit in units)
+    assert f"sd / 127.5 over the whole image: {contrasts[0]:.3f}" in page
+    assert ("columns of a higher contrast" in page) == (contrasts[1] - contrasts[0] >= 0.002)
     figures = {path.stem for path in (journal.parent / "figures").glob("*.png")}
     drawn = {"learning_0", "learning_units_0", "meis_0", "confusion_0", "contrast_0", "model_0", "frequencies_0"}
     assert drawn <= figures
@@ -130,7 +144,7 @@ def test_the_model_of_each_unit_is_checked_by_the_end(journal: Path) -> None:
         assert shares == sorted(shares, reverse=True)
         assert 0 < sum(shares) <= 1 + 1e-9
         assert one["dimensions"] >= 1
-        assert {"linear_r", "linearised_r", "linear_alike", "filter_mei", "filter_linear"} <= set(one)
+        assert {"encoder_r", "linear_r", "linearised_r", "linear_alike", "filter_mei", "filter_linear"} <= set(one)
         contrast, rate = curve(one)
         at_own = np.interp(one["contrast"], contrast, rate)
         own = next(s for s in last.scores if s.target == unit and s.source == "mei")

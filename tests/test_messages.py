@@ -416,6 +416,17 @@ def test_bytes_that_are_no_document_are_refused(frames: list[bytes]) -> None:
         encoding.decode(frames)
 
 
+def test_a_header_from_the_log_may_be_larger_than_one_from_anywhere() -> None:
+    large = next(d for d in EXAMPLES if isinstance(d, m.SessionStart)).model_copy(
+        update={"config_yaml": "x" * (encoding.MAX_HEADER_BYTES + 1)}  # images of another day stand in it
+    )
+    envelope = m.Envelope(seq=1, receipt_host_ns=1, sender="recorder", process="recorder-1", sender_seq=1)
+    frames = encoding.encode(large)
+    with pytest.raises(encoding.BadDocument, match="header of"):
+        encoding.decode(frames)
+    assert encoding.decode_entry(encoding.encode_entry(envelope, frames)).document == large
+
+
 def test_an_array_that_is_too_large_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MAX_ARRAY_BYTES", 8)
     with pytest.raises(encoding.BadDocument, match="larger than 8 bytes"):

@@ -172,6 +172,16 @@ def test_without_a_verified_unit_it_ends_and_says_so(second: Path) -> None:
     assert {slot.role for slot in last.plan} == {"reference", "blank"}
 
 
+def test_verified_units_without_images_end_it_at_once(second: Path) -> None:
+    given = build_from_config(config_of(session_start(second)))(0)
+    assert isinstance(given, Revisit)
+    rng = np.random.default_rng(0)
+    agent = Revisit(given.phase, given.shared, [], given.units, given.frame_shape, rng)
+    go_on(agent, 0, 40)
+    assert agent.finished() == "no image was made for any of 15 verified units: none was shown back"
+    assert agent._block == agent.phase.shared_repeats
+
+
 @pytest.mark.parametrize("blocks", [5, 8, 11])
 def test_a_restored_agent_verifies_and_goes_on_alike(second: Path, blocks: int) -> None:
     build_again = build_from_config(config_of(session_start(second)))

@@ -5,6 +5,7 @@ fit behind each block, images shown back in fresh repeats) with images of its ow
 makes, and the natural images that are best for it by all that was known before. Claims rest on the fresh repeats.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,11 @@ class Control:
 
     def finished(self) -> str | None:
         """Return why it is over: everything was shown back, or no site could be controlled."""
-        return self.loop.finished()
+        why, found = self.loop.finished(), self.loop.judged
+        if why is None or found is None or self.loop.chosen:
+            return why
+        reasons = Counter(reason for one in found for reason in one.against)
+        return f"no site to control ({', '.join(f'{n} {reason}' for reason, n in reasons.items())}): no image was made"
 
     def report(self) -> dict[str, float]:
         """Return figures, those of a site or a goal after its name and a colon; without data they are left out.

@@ -5,7 +5,7 @@ so that a replay, or a restart in the middle, takes the same ones.
 """
 
 import copy
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,6 +76,8 @@ class Making:
         if self._batch is None:
             self._batch = next(self._computation)
             self.steps += 1
+            if self._batch is not None:
+                self._computation.close()  # it refers to this work: what was learnt before would stay in memory
         return self._batch is not None
 
     def peek(self) -> Batch:
@@ -94,7 +96,7 @@ class Making:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _compute(self) -> Iterator[Batch | None]:
+    def _compute(self) -> Generator[Batch | None, None, None]:
         """Yield None after each step, and the block at last."""
         agent, out = self._agent, self._outcome
         number = agent.block + 1

@@ -104,9 +104,11 @@ class Revisit(Present):
             return None
         if not self.verified.good:
             return f"none of {len(self.shared.pairs)} units was verified to be the same: no image was shown back"
+        tested = self._tested(self.verified)
+        if not tested:
+            return f"no image was made for any of {len(self.verified.good)} verified units: none was shown back"
         if self._block + 1 < self.regular_blocks:
             return None
-        tested = self._tested(self.verified)
         if not (owed := sum(self._owed[k] for k in tested)):
             shown = f"{len(tested)} images of {len(self._good())} verified units"
             return f"{self.repeats} repeats of {shown} were shown"

@@ -40,6 +40,7 @@ HOW = {
     PREDICTED: "natural image that the encoder predicts to be best",
 }
 SILENT = "the same mean response to every natural image"
+NO_GOAL = "there is no goal for it: one_hot needs two sites"
 CONTRAST_OF = 100  # natural images whose median contrast is taken
 CHUNK = 4  # natural images in one step: they may have to be drawn anew
 
@@ -49,9 +50,13 @@ def goals(phase: ControlPhase, agent: "Inception") -> tuple[Goal, ...]:
 
     A target vector for a unit whose responses cannot be z-scored is left out.
     """
-    silent = {agent.units[one.unit] for one in agent.judged or () if SILENT in one.against}
+    return _goals(phase, agent.units, agent.judged or ())
+
+
+def _goals(phase: ControlPhase, units: tuple[str, ...], found: tuple[Judged, ...]) -> tuple[Goal, ...]:
+    silent = {units[one.unit] for one in found if SILENT in one.against}
     targets = {name: wanted for name, wanted in phase.targets.items() if not silent & set(wanted)}
-    return goals_of(phase.goals, agent.units, [one.unit for one in agent.chosen], targets)
+    return goals_of(phase.goals, units, [one.unit for one in found if not one.against], targets)
 
 
 def kind_of(goal: Goal, which: str) -> str:
@@ -67,13 +72,19 @@ class PopulationControl:
         self._phase, self._sums = phase, sums
 
     def judge(self, agent: "Inception", learner: Learner) -> Generator[None, None, tuple[Judged, ...]]:
-        """Return the sites: the best predicted of the reliable ones that answer differently are chosen."""
+        """Return the sites: the best predicted of the reliable ones that answer differently are chosen.
+
+        None is where they leave no goal: nothing would be made, and the phase would wait for it for ever.
+        """
         phase = self._phase
         norm = norm_of(self._sums, agent.natural.train)
         wanted = [not phase.sites or name in phase.sites for name in agent.units]
         found = judged(learner, wanted, phase.least_score, phase.least_oracle, len(agent.units))
         predicted = yield from _predicted(agent)
-        return different(found, predicted, np.isfinite(norm.sd), phase.most_alike, phase.most_sites, agent.units)
+        sites = different(found, predicted, np.isfinite(norm.sd), phase.most_alike, phase.most_sites, agent.units)
+        if _goals(phase, agent.units, sites):
+            return sites
+        return tuple(Judged(one.unit, one.against or (NO_GOAL,)) for one in sites)
 
     def sets(self, agent: "Inception") -> int:
         """Return the number of goals."""
@@ -202,7 +213,7 @@ def _made(agent: "Inception", goal: Goal, norm: Norm, contrast: float, frames: U
     images = {
         kind_of(goal, name): MadeImage(
             codes[k].copy(), stacked[k], float(scores[k]), stimuli[name].id if name in stimuli else "",
-            f"{goal.title}: {HOW.get(name, HOW[goal.kind])}",
+            f"{goal.title}: {HOW.get(name, HOW[goal.kind])}", frame_levels(stacked[k])[1],
         )
         for k, name in enumerate(names)
     }  # fmt: skip

@@ -49,6 +49,10 @@ def read_cores(path: Path, architecture: Architecture, eye: Eye) -> list[Arrays]
             raise ValueError(f"{path}: its {name} is {state.get(name)}, here it is {mine}; give the same settings")
     cores: dict[int, Arrays] = {}
     for name, array in state["weights"].items():
-        member, rest = name.split(".", 1)
+        member, _, rest = name.partition(".")
+        if not member.isdecimal() or not np.isfinite(array).all():
+            raise ValueError(f"{path}: its {name} is no part of a core, or not finite; give another file")
         cores.setdefault(int(member), {})[rest] = np.array(array)
+    if not cores:
+        raise ValueError(f"{path}: holds no core; give another file")
     return [cores[k] for k in sorted(cores)]

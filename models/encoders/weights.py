@@ -45,10 +45,13 @@ def digest_of(network: nn.Module, head: Mapping[str, Any]) -> str:
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write an encoder's state as safetensors: its weights, and the rest as JSON in the file's header."""
+    """Write an encoder's state as safetensors: its weights, and the rest as JSON in the header. Raises OSError."""
     head = {key: value for key, value in state.items() if key != "weights"}
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in state["weights"].items()}
-    save_file(tensors, path, {"format": FORMAT, "head": json.dumps(head)})
+    try:
+        save_file(tensors, path, {"format": FORMAT, "head": json.dumps(head)})
+    except SafetensorError as error:  # a full disk, for example: none of Python's own errors
+        raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -59,5 +62,5 @@ def read_state(path: Path) -> dict[str, Any]:
             if head.get("format") != FORMAT:
                 raise ValueError(f"{path}: is no {FORMAT!r} file; give one that this program wrote")
             return {**json.loads(head["head"]), "weights": {name: file.get_tensor(name) for name in file.keys()}}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); give an encoder that this program wrote") from error

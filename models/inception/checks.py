@@ -49,8 +49,9 @@ class Given:
 def checked(given: Given, made: Made) -> Generator[None, None, dict[str, float]]:
     """Yield after each step; return the figures of one unit by name. What is not defined is left out.
 
-    eigenvalue_1 to _10, dimensions: `gradients`. linear_r and linearised_r, with _low and _high: correlation of both
-    linear models with the mean responses to held-out images; linear_alike: of their receptive fields. filter_mei,
+    eigenvalue_1 to _10, dimensions: `gradients`. encoder_r, linear_r and linearised_r, with _low and _high: correlation
+    of the encoder and of both linear models with the mean responses to held-out images, all to the same ones;
+    linear_alike: of the receptive fields of both. filter_mei,
     filter_linear: `ranked` outputs of both images as filters. predicted_at_CONTRAST: response to the most exciting
     image at an RMS contrast.
     """
@@ -59,7 +60,8 @@ def checked(given: Given, made: Made) -> Generator[None, None, dict[str, float]]
     shares, predicted = yield from gradients(given.encoder, unit, given.fitted)
     out |= {f"eigenvalue_{k + 1}": float(share) for k, share in enumerate(shares[:EIGENVALUES])}
     out["dimensions"] = float(1 / np.sum(shares**2))  # participation ratio
-    out |= _linear_models(given, unit, predicted)
+    own = yield from _rates(given.encoder, unit, given.held_out)
+    out |= _linear_models(given, unit, predicted, own)
     yield
     mean = _means(given.responses[:, :, unit])
     tests = linear_features(torch.from_numpy(given.held_out)).numpy().astype(np.float64)
@@ -97,11 +99,23 @@ def gradients(encoder: Encoder, unit: int, images: F32) -> Generator[None, None,
     return values / total if total > 0 else np.full(len(values), np.nan), np.concatenate(rates)
 
 
-def _linear_models(given: Given, unit: int, predicted: F64) -> dict[str, float]:
-    """Return scores of the linear model of the responses and of that of the encoder's predictions, and their likeness.
+def _rates(encoder: Encoder, unit: int, images: F32) -> Generator[None, None, F64]:
+    """Yield after each step; return the rates (n,) predicted for images (n, 1, y, x)."""
+    parts, column = [], torch.tensor([unit])
+    for first in range(0, len(images), CHUNK):
+        with torch.no_grad():
+            parts.append(encoder.rates(torch.from_numpy(images[first : first + CHUNK].copy()), column)[:, 0])
+        yield
+    return np.asarray(torch.cat(parts).double().numpy(), np.float64)
 
-    "RFs of the linearized CNN model": the linear model fitted to what the encoder predicts (`predicted`, of
-    `given.fitted`), with a ridge of its own.
+
+def _linear_models(given: Given, unit: int, predicted: F64, own: F64) -> dict[str, float]:
+    """Return scores of the encoder, of the linear model of the responses and of that of the encoder's predictions.
+
+    And the likeness of both linear models. "RFs of the linearized CNN model": the linear model fitted to what the
+    encoder predicts (`predicted`, of `given.fitted`), with a ridge of its own. `own`: what the encoder predicts of
+    `given.held_out`. Its score is computed anew: held-out images are shown while images are made, so that there are
+    more responses now than when units were chosen, and all three are to be scored by the same ones.
     """
     x = linear_features(torch.from_numpy(given.fitted)).numpy().astype(np.float64)
     spread = x.std(axis=0)
@@ -109,9 +123,10 @@ def _linear_models(given: Given, unit: int, predicted: F64) -> dict[str, float]:
     linearised = fit(x / scale, predicted[:, None], LINEAR_RIDGES).weights[:, 0] / scale
     weights = np.stack([given.linear[:, unit], linearised], axis=1)
     tests = linear_features(torch.from_numpy(given.held_out)).numpy().astype(np.float64)
-    found = scores(tests @ weights, np.repeat(given.responses[:, :, [unit]], 2, axis=2), [SCORE], INTERVALS)[SCORE]
+    said = np.column_stack([own, tests @ weights])
+    found = scores(said, np.repeat(given.responses[:, :, [unit]], 3, axis=2), [SCORE], INTERVALS)[SCORE]
     out: dict[str, float] = {}
-    for k, name in enumerate(("linear_r", "linearised_r")):
+    for k, name in enumerate(("encoder_r", "linear_r", "linearised_r")):
         out |= {name: found.value[k], f"{name}_low": found.low[k], f"{name}_high": found.high[k]}
     fields = [picture_of(one.astype(np.float32)).ravel() for one in weights.T]
     varies = all(float(np.std(one)) > 0 for one in fields)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from models.encoders.encoder import Encoder, rates_of
-from models.encoders.eye import Eye
+from models.encoders.eye import LUMINANCE, Eye
 from models.inception import gabors
 from models.inception.features import picture_of
 from models.inception.learner import Learner
@@ -33,7 +33,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 
-Pictures = dict[str, tuple[F64, str]]  # by kind: (y, x) or (y, x, rgb), and the natural image that it was made of
+Pictures = dict[str, tuple[F64, str]]  # by kind: (y, x), and the natural image that it was made of
 
 GRID_CHUNK = 128  # Gabors in one step
 NATURAL_CHUNK = 64  # natural images in one step
@@ -220,10 +220,14 @@ def _best_natural(
 
 
 def _cut(frame: U8, window: F64 | None) -> F64:
-    """Return a frame (y, x, rgb) as numbers; under a mask, as its difference from its mean there."""
-    values = frame.astype(np.float64)
+    """Return the luminance (y, x) of a frame (y, x, rgb); under a mask, as its difference from its mean there.
+
+    Not its colours: the images that it is compared with are grey, and contrast over all channels would give a colourful
+    picture as little as half of their luminance contrast.
+    """
+    values: F64 = frame.astype(np.float64) @ np.array(LUMINANCE)
     if window is None:
         return values
-    large = np.clip(enlarged(window.astype(np.float32), frame.shape[:2]), 0.0, 1.0)[..., None]
-    out: F64 = (values - (values * large).sum((0, 1)) / large.sum()) * large
+    large = np.clip(enlarged(window.astype(np.float32), frame.shape[:2]), 0.0, 1.0)
+    out: F64 = (values - (values * large).sum() / large.sum()) * large
     return out

@@ -18,8 +18,8 @@ HOW = {
     "linear": "linear receptive field: weights of a ridge regression on luminance",
     "gabor": "best of the 72,800 Gabors of the published grid",
     "gabor_optimised": "best Gabor by ascent from the best of the grid",
-    "natural_masked": "best training image under the mask of the most exciting image",
-    NATURAL: "best training image",
+    "natural_masked": "luminance of the training image that is first under the mask of the most exciting image",
+    NATURAL: "luminance of the training image that the encoder puts first",
 }
 
 

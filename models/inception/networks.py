@@ -60,8 +60,7 @@ class Networks:
         self._recordings: dict[int, Recording] = {}  # by number of presentations: only saves time
         self._encoder: Encoder | None = None
         self.bank_score = float("nan")  # median held-out correlation of the feature bank on the same presentations
-        if self._start:
-            self._network(0)
+        self._network(0)  # what cannot be built is refused here, and not in the session when training begins
 
     def copied(self) -> "Networks":
         """Return a copy that can be trained without a change to this one."""

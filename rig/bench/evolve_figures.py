@@ -74,7 +74,7 @@ def _median_curve(
         if span > 0:
             curve = np.array(row["curve"], dtype=np.float64)  # a centre that is not there becomes NaN
             shown, rate = curve[np.isfinite(curve[:, column])][:, [0, column]].T
-            by_unit[row["unit"]].append((np.interp(x, shown, rate) - unit["natural_mean"]) / span)
+            by_unit[row["unit"]].append((np.interp(x, shown, rate, left=np.nan) - unit["natural_mean"]) / span)
     if not by_unit:
         return x, np.full(len(x), np.nan)
     return x, np.median([np.mean(curves, axis=0) for curves in by_unit.values()], axis=0)

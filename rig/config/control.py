@@ -67,9 +67,14 @@ class ControlPhase(LoopPhase):
         shared = {name: getattr(self, name) for name in LoopPhase.model_fields}
         return InceptionPhase(**shared, units=self.sites, most_units=self.most_sites, controls=("natural",))
 
+    def made_images(self, units: int) -> int:
+        """Return how many images it shows back, at most, with `units` scored units."""
+        return (self._chosen(units) * len(self.goals) + len(self.targets)) * (self.made + NATURALS)
+
     def presentations(self, units: int) -> int:
         """Return how many presentations it asks for, at most, with `units` scored units."""
-        sites = min(self.most_sites, len(self.sites) or units)
-        goals = sites * len(self.goals) + len(self.targets)
-        groups = len(self.goals) * -(-sites // GOALS_AT_ONCE) + len(self.targets)
-        return self.natural_presentations() + self.shown_back(groups, goals * (self.made + NATURALS))
+        groups = len(self.goals) * -(-self._chosen(units) // GOALS_AT_ONCE) + len(self.targets)
+        return self.natural_presentations() + self.shown_back(groups, self.made_images(units))
+
+    def _chosen(self, units: int) -> int:
+        return min(self.most_sites, len(self.sites) or units)

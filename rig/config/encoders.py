@@ -6,14 +6,22 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rig.config.part import Part
+
+
+def _odd(side: int) -> int:
+    """Return the side of filters that are padded by half of it. Raises ValueError where features would change size."""
+    if side % 2 == 0:
+        raise ValueError(f"{side} is even; filters that are padded need an odd side, such as {side + 1}")
+    return side
+
 
 Filters = Annotated[int, Field(ge=1, le=512, description="Filters of each layer.")]
 Layers = Annotated[int, Field(ge=1, le=8, description="Convolutions.")]
 FirstKernel = Annotated[int, Field(ge=1, le=63, description="Side of the first filters; not padded.")]
-Kernel = Annotated[int, Field(ge=1, le=31, description="Side of all later filters; padded.")]
+Kernel = Annotated[int, Field(ge=1, le=31, description="Side of all later filters, odd; padded."), AfterValidator(_odd)]
 Linear = Annotated[bool, Field(description="No nonlinearities inside: the published linear control.")]
 
 
@@ -187,6 +195,8 @@ class NetworkEncoder(Part):
     def _trains(self) -> "NetworkEncoder":
         if self.training.loss == "poisson" and self.output == "none":
             raise ValueError("output none predicts rates below 0; set training.loss to gaussian, or another output")
+        if self.training.batch < 2:
+            raise ValueError("training.batch: a single presentation has no variance to normalise by; give 2 or more")
         if self.training.readouts_only:
             raise ValueError("training.readouts_only: here the core is always trained; use start for a trained one")
         return self

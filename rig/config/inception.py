@@ -96,12 +96,18 @@ class InceptionPhase(LoopPhase):
         refuse_twice("contrast_tuning", [f"{one:g}" for one in (self.contrast, *self.contrast_tuning)])
         return self
 
+    def made_images(self, units: int) -> int:
+        """Return how many images it makes, at most, with `units` scored units."""
+        tuned = len(self.contrast_tuning) * (1 + ("natural" in self.controls))
+        return self._chosen(units) * (1 + len(self.controls) + tuned)
+
     def presentations(self, units: int) -> int:
         """Return how many presentations it asks for, at most, with `units` scored units."""
-        chosen = min(self.most_units, len(self.units) or units)
-        tuned = len(self.contrast_tuning) * (1 + ("natural" in self.controls))
-        images = chosen * (1 + len(self.controls) + tuned)
-        return self.natural_presentations() + self.shown_back(-(-chosen // UNITS_AT_ONCE), images)
+        groups = -(-self._chosen(units) // UNITS_AT_ONCE)
+        return self.natural_presentations() + self.shown_back(groups, self.made_images(units))
+
+    def _chosen(self, units: int) -> int:
+        return min(self.most_units, len(self.units) or units)
 
 
 def refuse_twice(name: str, given: Sequence[str]) -> None:
@@ -111,3 +117,4 @@ def refuse_twice(name: str, given: Sequence[str]) -> None:
 
 
 UNITS_AT_ONCE = 8  # units whose images are made while one block is shown
+MOST_FRAME_BYTES = 256 << 20  # of the images of one block: what the log takes at once (`rig.encoding`)

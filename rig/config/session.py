@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from rig.config import first_minutes, places, revisit
 from rig.config.animal import Simulation
 from rig.config.control import ControlPhase
-from rig.config.inception import InceptionPhase, LoopPhase
+from rig.config.inception import MOST_FRAME_BYTES, InceptionPhase
 from rig.config.outputs import (
     AnyOutput,
     Gates,
@@ -205,7 +205,7 @@ class Config(Part):
                     yield f"phases.{k}.images: no bank {bank!r}; choose from {', '.join(known)} or add it to banks"
 
     def _loop_mistakes(
-        self, where: str, phase: LoopPhase, units: tuple[str, tuple[str, ...]], contrast: float
+        self, where: str, phase: InceptionPhase | ControlPhase, units: tuple[str, tuple[str, ...]], contrast: float
     ) -> Iterator[str]:
         if phase.fits_counts and self.responses.baseline.kind != "none":
             yield (
@@ -221,6 +221,17 @@ class Config(Part):
             yield (
                 f"{where}.contrast: {contrast:g} cannot be reached around background {self.display.background}; "
                 f"use less than {0.75 * span / 127.5:.2f}"
+            )
+        try:
+            its = phase.place if isinstance(phase.place, Place) else places.usual(self.stimulus)
+            rect = places.rect_of(self.display, its)
+        except ValueError:
+            return  # said where places are checked
+        images = phase.made_images(len(self.responses.units))
+        if (size := images * rect.height * rect.width * 3) > MOST_FRAME_BYTES:
+            yield (
+                f"{where}: {images} images of {rect.height} x {rect.width} pixels are {size >> 20} MB in each block "
+                f"that is shown back, and {MOST_FRAME_BYTES >> 20} MB can be; make fewer or smaller images"
             )
 
     def _unit_mistakes(self, where: str, names: tuple[str, ...]) -> Iterator[str]:

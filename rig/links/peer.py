@@ -8,7 +8,7 @@ from collections import deque
 import zmq
 
 from rig.clock import Clock
-from rig.encoding import MAX_ARRAY_BYTES, MAX_HEADER_BYTES, BadDocument, decode, encode
+from rig.encoding import MAX_ARRAY_BYTES, MAX_HEADER_BYTES, MAX_LOGGED_HEADER_BYTES, BadDocument, decode, encode
 from rig.links.bus_wire import CURE, MOST_WAITING, PROTOCOL, head_bytes, parse_reply, said
 from rig.links.curve import Link
 from rig.links.keys import ClientKeys
@@ -255,7 +255,7 @@ class Peer:
             if prev != self._last_seq:  # something in between was lost: ask again from what we hold
                 self._again()
                 return
-            document = decode(frames[2:])
+            document = decode(frames[2:], MAX_LOGGED_HEADER_BYTES)
         except (BadDocument, ValueError, IndexError) as error:
             self._bad(f"an entry after {self._last_seq}: {str(error)[:200]}")
             self._again()

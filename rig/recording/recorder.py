@@ -17,7 +17,7 @@ from pathlib import Path
 from rig.clock import Clock, HostClock
 from rig.config.reading import ConfigError, load
 from rig.config.session import Config
-from rig.encoding import BadDocument, decode, encode, encode_entry
+from rig.encoding import MAX_LOGGED_HEADER_BYTES, BadDocument, decode, encode, encode_entry
 from rig.failed_phases import FailedPhases
 from rig.links.bus import REMOTE, Got, Hello, Hub, Incoming, Malformed, Submitted
 from rig.links.keys import KeysError, server_keys
@@ -146,7 +146,7 @@ class Recorder:
             document, cause = self._waiting[0]
             frames = encode(document)
             try:
-                decode(frames)
+                decode(frames, MAX_LOGGED_HEADER_BYTES)
             except BadDocument as error:  # a fold took a wild value: what nobody could read again is not written
                 what, detail = "document not understood", f"own {kind_of(document)}: {error}"
                 frames = encode(document := Fault(what=what, detail=detail, done="left out"))

@@ -30,7 +30,9 @@ NATURAL = {"natural": "best natural, measured", "predicted": "best natural, pred
 COLOURS = {FIRST: BLUE, "natural": GREEN, "predicted": ORANGE}
 MARKERS = {FIRST: "o", "natural": "s", "predicted": "^"}
 MOST_GOALS = 24  # of each kind that are drawn
-PUBLISHED = "Bashivan et al. (2019) report about 70 % of V4 sites"
+PUBLISHED = (
+    "Bashivan et al. (2019) report about 70 % of V4 sites, beside natural images that had been shown many times each"
+)
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,9 @@ def _verdict(kind: str, report: Report, chance: float) -> str:
         "one_hot": "Sites with a higher softmax score than the best natural image (cross-validated) gave: ",
         "target": "Vectors that came nearer than with the best natural image (cross-validated): ",
     }[kind] + _of(report, f"{kind}_above_natural", count)
+    if f"{kind}_above_both" in report:
+        said += "; above both that one and the one that the model predicts to be best: "
+        said += _of(report, f"{kind}_above_both", count)
     said += f". {PUBLISHED}." if kind == "stretch" else "."
     rows = []
     for name, label in (*NATURAL.items(), ("both", "both of them"), ("best", "best against best, by halves")):

@@ -30,6 +30,7 @@ KINDS = {
     "natural_masked": "natural, masked", "natural": "natural",
 }  # fmt: skip
 MOST_UNITS = 40  # whose images are drawn
+UNEQUAL = 0.002  # RMS contrast
 FEW = 5  # units; of fewer a z-score within a row says little (of two it is always 1 and -1)
 PERCENT_FROM = 10  # units; a share of fewer is told as a count alone
 
@@ -70,18 +71,43 @@ def shown_back(session: Session, phase: int, images: Images, report: Report, dra
     out += draw(
         f"meis_{phase}",
         gallery(session, phase, images, report),
-        "For each unit its most exciting image and the controls, all of one mean level and RMS contrast; below, the "
-        f"unit's mean ± standard error over fresh repeats, {session.rate_unit}. Green: the most exciting image drove "
-        "it more than this control (q at most the configured chance), orange: less, grey: not told apart.",
+        "For each unit its most exciting image and the controls, alike in mean level and RMS contrast "
+        f"({_contrasts(report, images)}); below, the unit's mean ± standard error over fresh repeats, "
+        f"{session.rate_unit}. Green: the most exciting image drove it more than this control (q at most the "
+        "configured chance), orange: less, grey: not told apart.",
     )
     out += draw(
         f"confusion_{phase}",
         confusion(session, phase, images),
         "Responses of each unit (row) to the most exciting images of all units (columns), fresh repeats. Colour: "
         f"{'z-scored within each row' if len(images) >= FEW else 'over the highest of the row; numbers: mean rates'}. "
-        "Dots mark the highest of each row.",
+        "Dots mark the highest of each row." + _unequal(report, images),
     )
     return out + _comparisons(session, report, images)
+
+
+def _known_contrasts(report: Report, images: Images) -> list[float]:
+    return [report[f"{unit}: contrast"] for unit in images if f"{unit}: contrast" in report]
+
+
+def _contrasts(report: Report, images: Images) -> str:
+    """Say which RMS contrast the images have."""
+    known = _known_contrasts(report, images)
+    if not known:
+        return "sd / 127.5"
+    low, high = f"{min(known):.3f}", f"{max(known):.3f}"
+    return f"sd / 127.5 over the whole image: {low if low == high else f'{low} to {high}'}"
+
+
+def _unequal(report: Report, images: Images) -> str:
+    """Say where images of different units differ in contrast: within a row they are then not alike."""
+    known = _known_contrasts(report, images)
+    if not known or max(known) - min(known) < UNEQUAL:
+        return ""
+    return (
+        f" Images of different units differ in RMS contrast ({min(known):.3f} to {max(known):.3f}), because some could "
+        "not reach the one that was asked for: columns of a higher contrast drive every unit more."
+    )
 
 
 def _reports(session: Session, phase: int) -> dict[int, Report]:
@@ -265,28 +291,74 @@ def _verdict(session: Session, phase: int, report: Report, images: Images) -> st
             said += f" ({interval}p = {report['row_maximum_p']:.2g} against chance)"
         words.append(said + ".")
     against = [kind for kind in KINDS if f"better_{kind}" in report]
+    each = []
     for kind in against:
         tested = sum(f"{unit}: q_{kind}" in report for unit in session.units)
         better, worse = (_share(report[f"{name}_{kind}"], tested) for name in ("better", "worse"))
-        words.append(f"More than <b>{KINDS[kind]}</b>: {better}; less: {worse}.")
+        each.append(f"<li>More than <b>{KINDS[kind]}</b>: {better}; less: {worse}{_usual(session, report, kind)}.</li>")
     if not against:
-        words.append("The phase did not come to its end, so that nothing was tested.")
+        after = "The phase did not come to its end, so that nothing was tested."
     else:
-        words.append(
-            f"Counted are comparisons with q at most {settings['chance']:g}: paired repeats, random swaps within "
-            "pairs, corrected for all units and controls together (Benjamini and Hochberg)."
+        after = (
+            f"{_best_of_all(session, report, against)}{_promised(session, phase, report, images)} Counted are "
+            f"comparisons with q at most {settings['chance']:g}: paired repeats, random swaps within pairs, corrected "
+            "for all units and controls together (Benjamini and Hochberg)."
         )
     return (
         "<p>The images were fixed before their first presentation; everything below rests on the fresh repeats alone. "
         + " ".join(words)
-        + "</p>"
+        + (f"</p><ul>{''.join(each)}</ul><p>" if each else " ")
+        + f"{after}</p>"
     )
+
+
+def _usual(session: Session, report: Report, kind: str) -> str:
+    """Say how large the difference from a control usually is."""
+    each = [report[f"{u}: {MEI}"] - report[f"{u}: {kind}"] for u in session.units if f"{u}: q_{kind}" in report]
+    digits = 1 if session.measure == "spikes" else 3
+    return f"; difference {np.median(each):+.{digits}f} {session.rate_unit} (median over units)" if each else ""
+
+
+def _best_of_all(session: Session, report: Report, against: list[str]) -> str:
+    """Say in how many units no control did more."""
+    shown = [
+        (report[f"{unit}: {MEI}"], [report[f"{unit}: {kind}"] for kind in against if f"{unit}: {kind}" in report])
+        for unit in session.units
+        if f"{unit}: {MEI}" in report
+    ]
+    best = sum(own > max(others) for own, others in shown if others)
+    return f"The most exciting image had the highest mean of all images of its unit in {best} of {len(shown)}. "
+
+
+def _promised(session: Session, phase: int, report: Report, images: Images) -> str:
+    """Say what the model had predicted of the most exciting images; "" where the log does not say."""
+    said = _predicted(session)
+    pairs = [
+        (said[of[MEI]], _mean(session, phase, unit, of[MEI])[0])
+        for unit, of in images.items()
+        if of.get(MEI) in said
+    ]
+    if not pairs:
+        return ""
+    digits = 1 if session.measure == "spikes" else 3
+    predicted, measured = np.nanmedian(np.array(pairs), axis=0)
+    return (
+        f"The model had predicted {predicted:.{digits}f} {session.rate_unit} for it, {measured:.{digits}f} were "
+        "measured (medians over units)."
+    )
+
+
+def _predicted(session: Session) -> dict[str, float]:
+    """Return what the model predicted of each image made, by stimulus."""
+    figures = zip(session.texts("stimuli/stimulus_id"), session.texts("stimuli/figures"), strict=True)
+    each = {name: json.loads(text) for name, text in figures if text}
+    return {name: float(one["predicted"]) for name, one in each.items() if "predicted" in one}
 
 
 def _comparisons(session: Session, report: Report, images: Images) -> str:
     digits = 1 if session.measure == "spikes" else 3
     kinds = [kind for kind in KINDS if kind != MEI and any(kind in of for of in images.values())]
-    rows = []
+    rows, said = [], _predicted(session)
     for unit in images:
         one = of_unit(report, unit)
         cells = []
@@ -295,8 +367,16 @@ def _comparisons(session: Session, report: Report, images: Images) -> str:
             q = f", q {one[f'q_{kind}']:.2g}" if f"q_{kind}" in one else ""
             cells.append(f"{one[MEI] - one[kind]:+.{digits}f}{q}" if there else "")
         own = f"{one.get(MEI, np.nan):.{digits}f} ± {one.get(f'{MEI}_se', np.nan):.{digits}f}"
-        rows.append([escape(unit), f"{one.get('contrast', np.nan):.3f}", f"{one.get(f'{MEI}_n', 0):.0f}", own, *cells])
-    head = ["unit", "RMS contrast", "repeats", KINDS[MEI], *(f"less {KINDS[kind]}" for kind in kinds)]
-    table = as_table(head, rows, frozenset(range(1, 4 + len(kinds))))
-    caption = f"Response to the most exciting image, and how much more it is than to each control, {session.rate_unit}."
+        promised = f"{said[images[unit][MEI]]:.{digits}f}" if images[unit].get(MEI) in said else ""
+        rows.append([escape(unit), f"{one.get(f'{MEI}_n', 0):.0f}", promised, own, *cells])
+    head = ["unit", "repeats", "predicted", KINDS[MEI], *(f"less {KINDS[kind]}" for kind in kinds)]
+    if _unequal(report, images):  # else the caption of the images says it of all
+        head.append("RMS contrast")
+        for unit, row in zip(images, rows, strict=True):
+            row.append(f"{report.get(f'{unit}: contrast', np.nan):.3f}")
+    table = as_table(head, rows, frozenset(range(1, len(head))))
+    caption = (
+        "Response to the most exciting image, as the model predicted it and as measured, and how much more it is than "
+        f"to each control, {session.rate_unit}."
+    )
     return f"<details><summary>All comparisons</summary><p>{caption}</p>{table}</details>"

@@ -30,8 +30,9 @@ MOST_UNITS = 24  # that have a panel of their own
 NEARLY_ALL = 0.995  # of the summed amplitude: frequencies beyond are not drawn
 NAMES = {
     "eigenvalue_1": "first eigenvalue", "eigenvalue_2": "second", "dimensions": "directions",
-    "linear_r": "held-out r, linear", "linearised_r": "held-out r, linearised", "linear_alike": "likeness of both",
-    "filter_mei": "most exciting image as filter", "filter_linear": "linear field as filter",
+    "encoder_r": "held-out r, model", "linear_r": "linear", "linearised_r": "linearised",
+    "linear_alike": "likeness of both", "filter_mei": "most exciting image as filter",
+    "filter_linear": "linear field as filter",
 }  # fmt: skip
 
 
@@ -69,7 +70,8 @@ def section(session: Session, phase: int, images: Images, report: Report, draw: 
     table = as_table(["unit", *NAMES.values()], rows, frozenset(range(1, 1 + len(NAMES))))
     return out + (
         f"<details><summary>All figures of the models</summary>{table}<p>Eigenvalues: shares of the sum of all; "
-        "directions: 1 over the sum of their squares. Held-out r as above, with 95 % intervals. Likeness: correlation "
+        "directions: 1 over the sum of their squares. Held-out r with 95 % intervals, all three by the same responses: "
+        "those that came while images were made are among them, unlike in the score above. Likeness: correlation "
         "of the receptive fields of both linear models. Filters: rank correlations.</p></details>"
     )
 
@@ -91,10 +93,13 @@ def _words(known: dict[str, Report]) -> str:
             f"to {max(ratio):.2f}): 0 for a linear model, 1 for the energy of a quadrature pair. What follows behind "
             "them are further nonlinearities, and the noise of the fit."
         )
-    both = [one for one in known.values() if "linear_r" in one and "heldout_r" in one]
+    both = [one for one in known.values() if "linear_r" in one and "encoder_r" in one]
     if both:
-        more = sum(one["heldout_r"] > one["linear_r"] for one in both)
-        words.append(f"It predicts held-out images better than a linear model in {more} of {len(both)} units.")
+        more = sum(one["encoder_r"] > one["linear_r"] for one in both)
+        words.append(
+            f"It predicts held-out images better than a linear model in {more} of {len(both)} units; these were chosen "
+            "for being predicted well by it, by responses to the same images, which favours it."
+        )
     filters = [one for one in known.values() if "filter_mei" in one and "filter_linear" in one]
     if filters:
         worse = sum(one["filter_linear"] > one["filter_mei"] for one in filters)
@@ -219,9 +224,9 @@ def _eigenvalues(axes: Axes, known: Sequence[Report]) -> None:
 
 
 def _scores(axes: Axes, known: dict[str, Report]) -> None:
-    shown = {"heldout_r": (BLUE, "o", "model"), "linear_r": (ORANGE, "s", "linear, of responses"),
+    shown = {"encoder_r": (BLUE, "o", "model"), "linear_r": (ORANGE, "s", "linear, of responses"),
              "linearised_r": (GREEN, "^", "linear, of the model")}  # fmt: skip
-    units = sorted(known, key=lambda unit: -known[unit].get("heldout_r", -np.inf))
+    units = sorted(known, key=lambda unit: -known[unit].get("encoder_r", -np.inf))
     for shift, (name, (colour, marker, words)) in zip((-0.2, 0.0, 0.2), shown.items(), strict=True):
         each = [(k, known[u]) for k, u in enumerate(units) if name in known[u]]
         value = np.array([one[name] for _, one in each])

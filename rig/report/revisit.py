@@ -40,7 +40,8 @@ def _matches(session: Session, phase: int, report: Report) -> str:
         one = of_unit(report, today)
         reasons = [name[len(REJECTED) :] for name in one if name.startswith(REJECTED)]
         verdict = "no: " + escape("; ".join(reasons)) if reasons else "<b>yes</b>"
-        figures = [f"{one[name]:.2g}" if name in one else "" for name in ("similarity", "q_match")]
+        digits = {"similarity": ".2f", "q_match": ".2g"}
+        figures = [f"{one[name]:{how}}" if name in one else "" for name, how in digits.items()]
         rows.append([escape(before), escape(today), *figures, verdict])
     made = dict.fromkeys(image["unit"] for image in taken["images"])
     lost = [unit for unit in made if unit not in settings["units"]]
