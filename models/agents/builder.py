@@ -73,7 +73,7 @@ def build_from_config(config: Config) -> Build:
     def inception(
         phase: InceptionPhase | ControlPhase, phase_index: int, its_shape: tuple[int, int], place: Place | None
     ) -> Agent:
-        from models.agents.control import build_control  # torch: 2 s that only these need
+        from models.agents.control import Control  # torch: 2 s that only these need
         from models.agents.inception_setup import build_inception
 
         drawn = {**banks, **built_in_banks(float(display.background), config.natural_contrast)}  # as the rig draws them
@@ -83,9 +83,9 @@ def build_from_config(config: Config) -> Build:
         pools = [_bank_stimuli(name, drawn[name].names) for name in phase.images]
         pools = [[pool[k] for k in rng.permutation(len(pool))] for pool in pools]
         units, grey = config.responses.units, display.background
-        if isinstance(phase, ControlPhase):
-            return build_control(phase, phase_index, units, its_shape, grey, drawn, pools, rng, place)
-        return build_inception(phase, phase_index, units, its_shape, grey, drawn, pools, rng, place)
+        loop_phase = phase.loop() if isinstance(phase, ControlPhase) else phase
+        loop = build_inception(loop_phase, phase_index, units, its_shape, grey, drawn, pools, rng, place)
+        return Control(phase, loop) if isinstance(phase, ControlPhase) else loop
 
     def shape(its: Place | None) -> tuple[int, int]:
         rect = rect_of(display, usual(config.stimulus) if its is None else its)

@@ -6,7 +6,7 @@ makes, and the natural images that are best for it by all that was known before.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ import numpy as np
 from models.agents.carried import Leaves
 from models.agents.inception import Inception
 from models.agents.inception_making import Making
-from models.agents.inception_setup import build_inception
 from models.agents.types import F64, Told
 from models.control.making import PopulationControl, goals
 from models.control.natural import Norm, best_by_halves, norm_of
@@ -24,8 +23,6 @@ from models.inception.learner import table
 from models.metrics.sums import ImageSums
 from rig.config.control import ControlPhase
 from rig.messages import ImageScore
-from stimuli.bank import Bank
-from stimuli.spec import Place, Stimulus
 
 
 class Control:
@@ -148,19 +145,3 @@ def _z(repeats: Sequence[F64], norm: Norm, sites: tuple[int, ...]) -> F64:
         return np.empty((0, len(sites)))
     z = norm.z(np.stack(list(repeats)), sites)
     return z[np.isfinite(z).all(axis=1)]
-
-
-def build_control(
-    phase: ControlPhase,
-    phase_index: int,
-    units: tuple[str, ...],
-    shape: tuple[int, int],
-    background: int,
-    banks: Mapping[str, Bank],
-    pools: Sequence[Sequence[Stimulus]],
-    rng: np.random.Generator,
-    place: Place | None,
-) -> Control:
-    """Return the agent of a phase; arguments as of `models.agents.inception_setup.build_inception`."""
-    loop = build_inception(phase.loop(), phase_index, units, shape, background, banks, pools, rng, place)
-    return Control(phase, loop)

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import threading
 from collections import deque
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -61,12 +62,11 @@ class PacketLink:
         self._rng = np.random.default_rng(seed)
         self._cut, self._over = threading.Event(), threading.Event()
         self._files: list[int] = []
-        try:
+        with ExitStack() as unmade:
+            unmade.callback(self._remove)
             for end, own, other in zip(self.ends, self.addresses, self.addresses[::-1], strict=True):
                 self._make(end, own, other)
-        except BaseException:
-            self._remove()
-            raise
+            unmade.pop_all()
         self._thread = threading.Thread(target=self._carry, name="bad link")
         self._thread.start()
 

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from rig.encoding import BadDocument, decode_entry, kind_in
@@ -202,14 +203,13 @@ class JournalWriter:
         except OSError as error:
             cure = "choose a folder that can be written" if path.parent.is_dir() else "the session's folder is gone"
             raise JournalError(f"{path} cannot be opened: {error.strerror}; {cure}") from error
-        try:
+        with ExitStack() as unopened:
+            unopened.callback(os.close, self._fd)
             _lock(self._fd, path)
             self.last_seq = 0
             self._end = 0
             self._recover(session, on_record)
-        except BaseException:
-            os.close(self._fd)
-            raise
+            unopened.pop_all()
 
     def _recover(self, session: str, on_record: Callable[[int, int, bytes], None] | None) -> None:
         reader = JournalReader(self.path)

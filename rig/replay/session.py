@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,15 +69,14 @@ def verify_session(
     derived = is_derived(start)
     parts: list[Part] = [counting, ScreenCheck(verdict)]
     with _windows(path) as windows:
-        try:
+        with ExitStack() as unfinished:
+            unfinished.callback(windows.kill)
             if not derived:
                 parts.append(Beside("model", make_model(start), wants, verdict))
             if frames:
                 parts.append(FramesCheck(start, verdict))
             run_parts(log, parts, log)
-        except BaseException:
-            windows.kill()
-            raise
+            unfinished.pop_all()
         said, _ = windows.communicate()
     found = _read(said, windows.returncode)
     log.unreadable = max(log.unreadable, found[1])

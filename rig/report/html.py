@@ -1,5 +1,7 @@
 """Words, numbers and tables of the report's page."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -25,6 +27,16 @@ def as_table(head: list[str], rows: list[list[str]], numbers: frozenset[int] = f
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Return a number with its noun."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def estimate(figures: Mapping[str, float], name: str) -> str:
+    """Return a figure, with its interval where NAME_low and NAME_high are known; "" where there is no such figure."""
+    if name not in figures:
+        return ""
+    said = f"{figures[name]:.2f}"
+    if f"{name}_low" in figures and f"{name}_high" in figures:
+        said += f" ({figures[f'{name}_low']:.2f} to {figures[f'{name}_high']:.2f})"
+    return said
 
 
 def minutes(ns: float) -> str:

@@ -18,7 +18,7 @@ from rig.report.confirmation import fixed
 from rig.report.data import Session
 from rig.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, draw_picture, mean_sem, new_figure
 from rig.report.first_minutes import REJECTED, Report, last_report, of_unit
-from rig.report.html import as_table, counted
+from rig.report.html import as_table, counted, estimate
 
 F64 = npt.NDArray[np.float64]
 Draw = Callable[[str, Figure | None, str], str]  # name of the file, figure, caption -> HTML
@@ -249,7 +249,7 @@ def _units(session: Session, report: Report) -> str:
     for unit, one in each:
         reasons = [name[len(REJECTED) :] for name in one if name.startswith(REJECTED)]
         verdict = f"<b>{int(one['rank'])}</b>" if "rank" in one else "no: " + escape("; ".join(reasons))
-        rows.append([escape(unit), verdict, *(_estimate(one, name) for name in ("heldout_r", "r2_er", "oracle"))])
+        rows.append([escape(unit), verdict, *(estimate(one, name) for name in ("heldout_r", "r2_er", "oracle"))])
     head = ["unit", "chosen", "held-out r (95 %)", "R² of the noise-free tuning (95 %)", "oracle (95 %)"]
     table = as_table(head, rows, frozenset({2, 3, 4}))
     return (
@@ -259,15 +259,6 @@ def _units(session: Session, report: Report) -> str:
         "and Bair), which may come out below 0 or above 1; oracle: single responses with the mean of their other "
         "repeats. Intervals: bootstrap over images.</p></details>"
     )
-
-
-def _estimate(one: Report, name: str) -> str:
-    if name not in one:
-        return ""
-    said = f"{one[name]:.2f}"
-    if f"{name}_low" in one and f"{name}_high" in one:
-        said += f" ({one[f'{name}_low']:.2f} to {one[f'{name}_high']:.2f})"
-    return said
 
 
 def _share(part: float, count: int) -> str:

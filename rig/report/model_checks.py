@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rig.report.data import Session
 from rig.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, mean_sem, new_figure
 from rig.report.first_minutes import SURE, Report, of_unit
-from rig.report.html import as_table
+from rig.report.html import as_table, estimate
 
 F64 = npt.NDArray[np.float64]
 Draw = Callable[[str, Figure | None, str], str]  # name of the file, figure, caption -> HTML
@@ -66,7 +66,7 @@ def section(session: Session, phase: int, images: Images, report: Report, draw: 
         "mean over units; red: more in the most exciting images. The linear model sees luminance blurred by 1.5 of 32 "
         "pixels and can have no finer detail: a difference up there is no finding.",
     )
-    rows = [[escape(unit), *(_figure(one, name) for name in NAMES)] for unit, one in known.items()]
+    rows = [[escape(unit), *(estimate(one, name) for name in NAMES)] for unit, one in known.items()]
     table = as_table(["unit", *NAMES.values()], rows, frozenset(range(1, 1 + len(NAMES))))
     return out + (
         f"<details><summary>All figures of the models</summary>{table}<p>Eigenvalues: shares of the sum of all; "
@@ -74,13 +74,6 @@ def section(session: Session, phase: int, images: Images, report: Report, draw: 
         "those that came while images were made are among them, unlike in the score above. Likeness: correlation "
         "of the receptive fields of both linear models. Filters: rank correlations.</p></details>"
     )
-
-
-def _figure(one: Report, name: str) -> str:
-    if name not in one:
-        return ""
-    ends = f" ({one[f'{name}_low']:.2f} to {one[f'{name}_high']:.2f})" if f"{name}_low" in one else ""
-    return f"{one[name]:.2f}{ends}"
 
 
 def _words(known: dict[str, Report]) -> str:

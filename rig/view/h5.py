@@ -10,6 +10,7 @@ Room on the disk is for the journal first: the view stops writing at half of the
 import argparse
 import os
 import sys
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def rebuild(folder: Path, until: int | None = None) -> Built:
     reader = JournalReader(folder / "session.journal")
     out = SessionFile(folder / "session.h5.rebuild")
     count = 0
-    try:
+    with closing(reader), ExitStack() as unfinished:
+        unfinished.callback(out.abandon)
         done = False
         while not done and (entries := reader.read(final=True)):
             for entry in entries:
@@ -71,11 +73,7 @@ def rebuild(folder: Path, until: int | None = None) -> Built:
                 count += 1
             out.write()
         out.close(folder / "session.h5")
-    except BaseException:
-        out.abandon()
-        raise
-    finally:
-        reader.close()
+        unfinished.pop_all()
     said = out.fold.attributes
     return Built(
         path=folder / "session.h5",
@@ -117,14 +115,11 @@ def follow(folder: Path, stop: Stop, clock: Clock, room_bytes: int = ROOM_BYTES)
             return
     out = _begun(folder / "session.h5.part", stop, room_bytes)
     reader = JournalReader(journal)
-    try:
+    with closing(reader), ExitStack() as unfinished:
+        unfinished.callback(out.abandon)
         _tail(out, reader, stop, clock)
         out.close(folder / "session.h5")
-    except BaseException:
-        out.abandon()
-        raise
-    finally:
-        reader.close()
+        unfinished.pop_all()
     # A recorder that was killed in mid-write cuts its last record while we stand behind it: then entries pass unseen.
     if out.fold.missing_entries or reader.damaged_bytes:
         say(note="the journal was cut or damaged while it was followed: session.h5 is made anew from it")
