@@ -36,6 +36,7 @@ from rig.responses.gaze_lately import GazeLately
 
 Measure = Literal["spikes", "counts", "deconvolved", "dff"]
 WAIT_SHOWN_NS = 2_000_000_000  # a fixation takes a moment before every trial: a longer wait is worth a row
+LEARNS = ("inception", "control", "revisit")  # their figures are of a model or of many images, not spikes/s
 REASONS = 2
 LONGEST_REASON = 70
 
@@ -216,8 +217,8 @@ class Progress:
         rate = ", ".join(self._rates())
         rows = [
             ("phase", f"{self._now[0] + 1} of {len(self._config.phases)}, {self.place}"),
-            ("presentations", f"{self._shown} of {self._planned}, {self._usable} of {self._answered} responses usable"),
-            (f"response, {RATE_UNITS[self._measure]}", rate or "-"),
+            ("presentations", f"{self._count()}, {self._usable} of {self._answered} responses usable"),
+            ("result" if self._learns else f"response, {RATE_UNITS[self._measure]}", rate or "-"),
             ("late flips", str(self._late)),
             ("faults", ", ".join(f"{n} x {w}" for w, n in self._faults.items()) or "none"),
             ("ended", self._ended) if self._ended else ("time left", f"about {left_s:.0f} s"),
@@ -237,6 +238,15 @@ class Progress:
         if self._last_fault:
             return Group(table, Text(f"last fault: {self._last_fault}", style="yellow"))
         return table
+
+    @property
+    def _learns(self) -> bool:
+        return self._now[1] in LEARNS
+
+    def _count(self) -> str:
+        """Say how many were shown; what was unusable is shown again and may come to more than planned."""
+        again = self._shown - self._planned
+        return f"{min(self._shown, self._planned)} of {self._planned}" + (f" and {again} again" if again > 0 else "")
 
     def _why_not_usable(self) -> str:
         """Name the most frequent reasons; of reasons that differ in their numbers only, the newest."""
@@ -297,10 +307,10 @@ class Progress:
 
     def line(self) -> str:
         """Return the same in one line, for logs without a terminal."""
+        what = "" if self._learns else f"{RATE_UNITS[self._measure]} above baseline: "
         return (
-            f"{self.place}: {self._shown}/{self._planned} shown, {self._usable} usable, late flips {self._late}, "
-            f"faults {sum(self._faults.values())}; {RATE_UNITS[self._measure]} above "
-            f"baseline: {', '.join(self._rates()) or '-'}"
+            f"{self.place}: {self._count()} shown, {self._usable} usable, late flips {self._late}, "
+            f"faults {sum(self._faults.values())}; {what}{', '.join(self._rates()) or '-'}"
             + (f"; not usable: {self._why_not_usable()}" if self._reasons else "")
             + (f"; reward {self._reward()}" if self._config.reward is not None else "")
             + "".join(f"; {waiting}" for wait in (self._wait, self._model_wait) if (waiting := wait.words()))
@@ -311,7 +321,7 @@ class Progress:
         """What is on the screen, in words."""
         _, agent, generation = self._now
         paused = f", PAUSED ({self._paused})" if self._paused else ""
-        return f"{agent or 'start'} generation {generation + 1}{paused}"
+        return f"{agent or 'start'} {'block' if self._learns else 'generation'} {generation + 1}{paused}"
 
 
 KINDS = frozenset(

@@ -62,7 +62,26 @@ def test_progress_counts_what_the_log_holds() -> None:
     assert f"of {kinds.count('Response')} responses usable" in picture
     faults = {e.document.what for e in entries if isinstance(e.document, Fault)}
     assert all(what in picture for what in faults)
-    assert f"{kinds.count('Presented')}/228 shown" in progress.line()
+    assert f"{kinds.count('Presented')} of 228 shown" in progress.line()
+
+
+def test_more_shown_than_planned_is_told_as_shown_again() -> None:
+    log = Log()
+    planned = int(log.row("presentations").split(",")[0].split(" of ")[1])
+    for number in range(planned + 3):
+        log.shown(number, (number + 1) * S)
+    assert log.row("presentations").startswith(f"{planned} of {planned} and 3 again,")
+
+
+def test_a_model_is_not_told_in_spikes_per_second() -> None:
+    log = Log()
+    log.at(S, documents(Proposal)[0].model_copy(update={"proposal": 0, "agent": "inception", "generation": 4}))
+    log.shown(0, 2 * S)
+    report = {"heldout_r": 0.5, "images_seen": 50.0}
+    log.at(3 * S, ModelUpdated(phase=0, generation=4, model_version="v", report=report))
+    assert log.row("result") == "held-out r 0.50 after 50 presentations"
+    assert log.progress.line().startswith("inception block 5: 1 of ")
+    assert "spikes/s" not in log.progress.line()
 
 
 def test_the_end_of_a_phase_is_not_the_end_of_the_session() -> None:
