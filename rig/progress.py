@@ -244,9 +244,9 @@ class Progress:
         return self._now[1] in LEARNS
 
     def _count(self) -> str:
-        """Say how many were shown; what was unusable is shown again and may come to more than planned."""
-        again = self._shown - self._planned
-        return f"{min(self._shown, self._planned)} of {self._planned}" + (f" and {again} again" if again > 0 else "")
+        """Say how many were shown; repeats of what was unusable and fallback images come on top of the plan."""
+        more = self._shown - self._planned
+        return f"{min(self._shown, self._planned)} of {self._planned}" + (f" and {more} more" if more > 0 else "")
 
     def _why_not_usable(self) -> str:
         """Name the most frequent reasons; of reasons that differ in their numbers only, the newest."""

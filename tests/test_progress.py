@@ -65,12 +65,12 @@ def test_progress_counts_what_the_log_holds() -> None:
     assert f"{kinds.count('Presented')} of 228 shown" in progress.line()
 
 
-def test_more_shown_than_planned_is_told_as_shown_again() -> None:
+def test_what_is_shown_on_top_of_the_plan_is_told() -> None:
     log = Log()
     planned = int(log.row("presentations").split(",")[0].split(" of ")[1])
     for number in range(planned + 3):
         log.shown(number, (number + 1) * S)
-    assert log.row("presentations").startswith(f"{planned} of {planned} and 3 again,")
+    assert log.row("presentations").startswith(f"{planned} of {planned} and 3 more,")
 
 
 def test_a_model_is_not_told_in_spikes_per_second() -> None:
