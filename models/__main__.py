@@ -19,14 +19,16 @@ os.environ.update(OMP_DYNAMIC="FALSE", MKL_DYNAMIC="FALSE")  # before torch: sum
 
 
 from models.agents import build_from_config
+from models.agents.carried import Carried
 from models.agents.types import Work
 from models.server import WANTS, ModelServer, Said
 from models.snapshot import Snapshot, Snapshots, program_identity, session_identity, usable
 from rig.clock import Clock, HostClock
-from rig.config.control import ControlPhase
 from rig.config.generators import NetworkGenerator
-from rig.config.inception import InceptionPhase
-from rig.config.phases import EvolvePhase
+from rig.config.inception import LoopPhase
+from rig.config.phases import EvolvePhase, PresentPhase
+from rig.config.places import usual
+from rig.config.revisit import RevisitPhase
 from rig.config.session import Config
 from rig.links.peer import Peer
 from rig.messages import (
@@ -64,6 +66,10 @@ class Stopped(Exception):
     """The supervisor wants the end before the server was there."""
 
 
+class CannotBegin(ValueError):
+    """A phase of the config could not begin; the message says which and why."""
+
+
 # --- the start, first or again ----------------------------------------------------------------------------------------
 
 
@@ -90,7 +96,7 @@ def _introduce(peer: Peer, stop: Asked, clock: Clock) -> tuple[SessionStart, int
 
 def _server(config: Config) -> ModelServer:
     networks = (isinstance(p, EvolvePhase) and isinstance(p.generator, NetworkGenerator) for p in config.phases)
-    if any(networks) or any(isinstance(p, InceptionPhase | ControlPhase) for p in config.phases):
+    if any(networks) or any(isinstance(p, LoopPhase) for p in config.phases):
         import torch  # 2 s that only these need; with as many threads as replay takes
 
         torch.set_num_threads(config.processes.torch_threads)
@@ -99,13 +105,29 @@ def _server(config: Config) -> ModelServer:
     return ModelServer(build_from_config(config), len(config.phases), repeats)
 
 
+def begins(config: Config) -> None:
+    """Raise CannotBegin for phases of fixed pictures or networks that lack one, also where they come later.
+
+    A later phase is built when the one before it ends: then the animal is in front of the screen.
+    """
+    # The place of `stimulus` and all units stand for what earlier phases will find, as in `models.warmup`.
+    found = Carried(phase=0, agent="check", place=usual(config.stimulus), units=config.responses.units)
+    try:
+        build = build_from_config(config)
+        for k, phase in enumerate(config.phases):
+            if isinstance(phase, PresentPhase | LoopPhase | RevisitPhase):
+                build(k, (found,))
+    except (ValueError, OSError) as error:
+        raise CannotBegin(str(error)) from error
+
+
 def restored(
     config: Config, read: Read, snapshots: Snapshots, before_seq: int, refused: Callable[[Path, str], None]
 ) -> tuple[ModelServer, int, str]:
     """Return the fold as the newest good snapshot has it, the entry that it stands at, and which snapshot that was.
 
     `read` gives the log, which holds this start's own entry at `before_seq`; `refused` is told of every snapshot that
-    cannot be used. Without a good one the fold begins anew, before the first entry.
+    cannot be used. Without a good one the fold begins anew, before the first entry; raises CannotBegin then.
     """
     for path, snapshot in usable(snapshots, before_seq):
         if isinstance(snapshot, Snapshot):
@@ -118,6 +140,7 @@ def restored(
         else:
             why = str(snapshot)
         refused(path, why)
+    begins(config)
     return _server(config), 0, "none: the log from its beginning"
 
 
@@ -314,6 +337,8 @@ def main(arguments: list[str] | None = None) -> int:
             return fail(f"{peer.unacked} documents were not taken by the recorder", "see the recorder's log")
     except Stopped:
         return 0
+    except CannotBegin as error:
+        return fail(str(error), "mend the config as it says; `stimloop check` tells it beforehand")
     finally:
         peer.close()
     return 0

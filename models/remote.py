@@ -1,7 +1,7 @@
 """The model server on another computer than the rig: the same one, over an encrypted link, session after session.
 
 Run by `stimloop model`; docs/remote.md. It takes nothing from the other end but documents: config and log come over the
-link, a path that stands in them is never opened here.
+link; of the paths that stand in them only those of weights are opened here (generators, `encoder.start`).
 """
 
 import platform

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from models.truth import unit_names
@@ -122,6 +121,8 @@ def fit_rate(output: F64, count: F64) -> tuple[float, float]:
         rate = softplus(drive) + 1e-9
         slope = (1 - count / rate) / (1 + np.exp(-np.clip(drive, -500, 500)))
         return float(np.mean(rate - count * np.log(rate))), np.array([np.mean(slope * output), np.mean(slope)])
+
+    from scipy.optimize import minimize  # here: the model server, which fits nothing of it, starts sooner
 
     fit = minimize(loss, np.array([DEFAULT_SCALE, float(count.mean())]), jac=True, method="L-BFGS-B")
     return float(fit.x[0]), float(fit.x[1])

@@ -19,15 +19,12 @@ from rig.supervision.runs import new_folder, run_session, simulated_animal
 
 
 @contextmanager
-def any_screen(config: Config, sessions: int = 1) -> Iterator[str]:
-    """Use the screen of DISPLAY where there is one, else a private virtual screen. Raises NoScreen.
-
-    For one of `sessions` a private one also ends with its last window; for several it stays between them.
-    """
+def any_screen(config: Config) -> Iterator[str]:
+    """Use the screen of DISPLAY where there is one, else a private virtual screen. Raises NoScreen."""
     given = os.environ.get("DISPLAY")
     private = not given and os.name != "nt"
     size_px = config.display.size_px
-    with virtual_screen(size_px, until_unused=sessions == 1) if private else nullcontext(given) as display:
+    with virtual_screen(size_px) if private else nullcontext(given) as display:
         yield display or ""
 
 

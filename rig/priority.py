@@ -47,7 +47,8 @@ def step_back() -> str:
     """Let the screen and the devices go before this process; return in words what came of it.
 
     Linux desktops share the processor between process sessions first (autogroup), and each of our children is one: the
-    nice value of a process alone counts for nothing beside the others there, that of its group does.
+    nice value of a process alone counts for nothing beside the others there, that of its group does. One that was
+    started from a terminal shares its group with whatever else runs there, and leaves it alone.
     """
     import psutil
 
@@ -55,6 +56,8 @@ def step_back() -> str:
         psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", BACK))
     except (psutil.AccessDenied, OSError) as error:
         return f"normal ({error})"
+    if os.name != "nt" and os.getsid(0) != os.getpid():
+        return "below normal"
     try:
         AUTOGROUP.write_text(str(BACK), encoding="ascii")
     except FileNotFoundError:  # another system, or the kernel does not group

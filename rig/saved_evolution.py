@@ -7,6 +7,7 @@ compare what two sessions evolved (`rig.similarity`).
 import base64
 import re
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from rig.config.encoders import NetworkEncoder
 from rig.config.evolution import SavedCodes, SavedStart
+from rig.config.inception import LoopPhase
 from rig.config.phases import EvolvePhase
 from rig.config.reading import ConfigError, parse
 from rig.config.revisit import RevisitPhase
@@ -228,8 +231,9 @@ def saved_codes(start: SavedStart) -> tuple[SavedCodes, ...]:
 def with_saved(config: Config, text: str) -> tuple[Config, str]:
     """Return config and text with everything filled in that phases take from other sessions.
 
-    Evolve phases take codes, revisit phases images and responses. What was taken stands in the session's own config
-    file and log, so that neither a restart nor a replay needs the other session. A config that takes nothing, or has
+    Evolve phases take codes, revisit phases images and responses; of the file that networks begin from the hash is
+    taken. What was taken stands in the session's own config file and log, so that neither a restart nor a replay needs
+    the other session, or takes another file for that one. A config that takes nothing, or has
     it, is returned as it is. Raises ConfigError.
     """
     if not any(_wanting(phase) for phase in config.phases):
@@ -243,6 +247,9 @@ def with_saved(config: Config, text: str) -> tuple[Config, str]:
             if isinstance(phase, RevisitPhase):
                 part["units"] = units_of(phase)
                 part["taken"] = taken(phase, config).model_dump(mode="json")
+            elif isinstance(phase, LoopPhase):
+                where += ".encoder.start"
+                part["encoder"]["start_sha256"] = _hash_of(phase)
             elif isinstance(phase, EvolvePhase) and isinstance(phase.start, SavedStart):
                 where += ".start"
                 part["start"]["codes"] = [one.model_dump(mode="json") for one in saved_codes(phase.start)]
@@ -253,8 +260,24 @@ def with_saved(config: Config, text: str) -> tuple[Config, str]:
     return parse(filled), filled
 
 
+def _hash_of(phase: LoopPhase) -> str:
+    """Return the hash of the file that a phase's networks begin from. Raises ConfigError."""
+    assert isinstance(phase.encoder, NetworkEncoder)  # noqa: S101 - else nothing is wanting
+    assert phase.encoder.start is not None  # noqa: S101
+    try:
+        return sha256(phase.encoder.start.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"{phase.encoder.start} cannot be read ({error.strerror}); give a file of an earlier session's folder "
+            "encoders, or null"
+        ) from error
+
+
 def _wanting(phase: object) -> bool:
     """Return whether a phase takes something that is not filled in yet."""
     if isinstance(phase, RevisitPhase):
         return phase.taken is None
+    if isinstance(phase, LoopPhase):
+        encoder = phase.encoder
+        return isinstance(encoder, NetworkEncoder) and encoder.start is not None and encoder.start_sha256 is None
     return isinstance(phase, EvolvePhase) and isinstance(phase.start, SavedStart) and not phase.start.codes

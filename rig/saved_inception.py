@@ -24,7 +24,7 @@ from rig.messages import ImageScore, ModelUpdated, Presented, Proposal, Response
 from rig.replay.records import Log, ReplayError, config_of, session_start
 from stimuli.bank import folder_bank
 from stimuli.render import gamma_table
-from stimuli.spec import BankImage, LatentImage, Place, Stimulus
+from stimuli.spec import HELD_OUT, BankImage, LatentImage, Place, Stimulus
 from stimuli.tiles import built_in_banks
 
 F64 = npt.NDArray[np.float64]
@@ -88,6 +88,11 @@ def taken(phase: RevisitPhase, config: Config) -> Taken:
         raise ConfigError(
             f"session: {phase.session}: no images of an inception phase were shown back in the phase asked for (there "
             f"are: {there})"
+        )
+    if not any(HELD_OUT in stimulus.figures for stimulus in one.stimuli.values()):
+        raise ConfigError(
+            f"session: {phase.session}: its log does not say which natural images were held out (an earlier version "
+            "recorded it); without them units cannot be told apart"
         )
     kinds = (MEI, *getattr(before.phases[number], "controls", ()))
     images = tuple(_made(score, one) for score in one.scores if score.source in kinds)
@@ -177,29 +182,25 @@ def _made(score: ImageScore, one: _Phase) -> MadeThen:
 def _shared(
     one: _Phase, units: tuple[str, ...], images: tuple[MadeThen, ...], most: int
 ) -> tuple[tuple[SharedImage, ...], F64]:
-    """Return the natural images with the most presentations, and mean rates (image, unit).
+    """Return held-out images, `most` of those with the most presentations, and mean rates (image, unit).
 
-    Held-out images are those that were shown again and again. Never one that an image to be tested was made of: a
-    match must not choose a result.
+    Never one that an image to be tested was made of: a match must not choose a result.
     """
     tested = {name for image in images for name in image.of}
     shown = Counter(
         {
             name: len(rates)
             for name, rates in one.rates.items()
-            if name not in tested and isinstance(one.stimuli[name].spec, BankImage) and name in one.shas
+            if HELD_OUT in one.stimuli[name].figures and name not in tested and name in one.shas
         }
     )
-    if not shown:
-        return (), np.empty((0, len(units)))
-    often = max(shown.values()) / 2  # training images come once or a few times
     out, means = [], []
-    for name, count in shown.most_common(most):
+    for name, _ in shown.most_common(most):
         spec = one.stimuli[name].spec
-        if count >= often and isinstance(spec, BankImage):
+        if isinstance(spec, BankImage):
             out.append(SharedImage(id=name, bank=spec.bank, name=spec.name, frame_sha256=one.shas[name]))
             means.append(_mean(one.rates[name], units))
-    return tuple(out), np.stack(means)
+    return tuple(out), np.stack(means) if means else np.empty((0, len(units)))
 
 
 def _mean(rows: list[tuple[tuple[str, ...], F64]], units: tuple[str, ...]) -> F64:

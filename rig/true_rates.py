@@ -16,14 +16,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rig.config.control import ControlPhase
 from rig.config.field import field_rect, in_field
 from rig.config.places import rect_of, usual
 from rig.config.reading import ConfigError
 from rig.config.session import Config
 from rig.encoding import BadDocument
 from rig.messages import ImageScore, ModelUpdated, Proposal
+from rig.replay.frames import banks_of
 from rig.replay.records import Log, ReplayError, config_of, session_start
-from stimuli.spec import LatentImage
+from rig.true_control import WORDS as CONTROL_WORDS
+from rig.true_control import ControlTruth, Stated, control_truth
+from stimuli.geometry import Rect
+from stimuli.spec import HELD_OUT, BankImage, LatentImage, Place
 
 if TYPE_CHECKING:
     from rig.replay.model_side import ModelSide, Neurons
@@ -34,10 +39,11 @@ U8 = npt.NDArray[np.uint8]
 
 MEI = "mei"
 AGENTS = ("inception", "revisit")  # that show most exciting images and controls
+CONTROL = "control"
 EQUAL = 1e-6  # relative: rates nearer to each other are the same
 CLASSES = ((0.0, 0.1), (0.1, 0.3), (0.3, np.inf))  # true difference over the larger of the two rates
 CANNOT = 2
-HELP = """Print what the neurons of a simulated animal truly do to the images of an inception phase.
+HELP = """Print what the neurons of a simulated animal truly do to the images of an inception or control phase.
 
 For example: stimloop truth sessions/2026-11-21-inception
 """
@@ -98,10 +104,25 @@ class PhaseTruth:
             rows.append({"true_difference": name, "comparisons": len(some), "found": right, "wrong": wrong})
         pairs = [{**asdict(p), "true_difference": p.true_difference} for p in self.pairs]
         return {
-            "phase": self.phase + 1, "units": list(self.units), "row_maximum_true": self.row_maximum_true,
-            "row_maximum_found": self.row_maximum_found, "true_mei_hz": self.mei_hz.tolist(), "by_size": rows,
-            "comparisons": pairs,
+            "phase": self.phase + 1, "agent": "inception", "units": list(self.units),
+            "row_maximum_true": self.row_maximum_true, "row_maximum_found": self.row_maximum_found,
+            "true_mei_hz": self.mei_hz.tolist(), "by_size": rows, "comparisons": pairs,
         }  # fmt: skip
+
+    def tables(self) -> list[Table]:
+        """Return what is printed."""
+        classes = Table(f"phase {self.phase + 1}: truly", "comparisons", "found", "wrong", title_justify="left")
+        for row in self.figures()["by_size"]:
+            if row["comparisons"]:
+                classes.add_row(*(str(row[name]) for name in ("true_difference", "comparisons", "found", "wrong")))
+        controls = list(dict.fromkeys(p.control for p in self.pairs))
+        rates = Table("unit", "MEI", *controls)
+        for k, unit in enumerate(self.units):
+            of = {p.control: p for p in self.pairs if p.unit == unit}
+            marks = {1: " +", 0: "", -1: " -"}
+            cells = [f"{of[c].true_control_hz:.1f}{marks[of[c].found]}" if c in of else "" for c in controls]
+            rates.add_row(unit, f"{self.mei_hz[k, k]:.1f}", *cells)
+        return [classes, rates]
 
 
 def by_size(pairs: tuple[Pair, ...]) -> list[tuple[str, list[Pair]]]:
@@ -120,16 +141,21 @@ def by_size(pairs: tuple[Pair, ...]) -> list[tuple[str, list[Pair]]]:
 
 @dataclass
 class _Shown:
-    """What the log holds of one inception phase."""
+    """What the log holds of one inception or control phase."""
 
-    frames: dict[str, tuple[U8, Any]] = field(default_factory=dict)
-    """Of each image that was made: frame and place."""
+    agent: str
+    frames: dict[str, tuple[U8, Place | None]] = field(default_factory=dict)
+    """Of each image that was shown back: frame and place."""
+    natural: dict[str, tuple[BankImage, Place | None]] = field(default_factory=dict)
+    """Of each natural image: where it is from, and its place."""
+    held_out: set[str] = field(default_factory=set)
+    """Of them those that no model was fitted to; empty in logs from before this was said there."""
     scores: tuple[ImageScore, ...] = ()
     report: dict[str, float] = field(default_factory=dict)
 
 
-def truths(folder: Path, neurons: "Callable[[Config], Neurons]") -> list[PhaseTruth]:
-    """Return the truth of each phase of AGENTS of the session in `folder`.
+def truths(folder: Path, neurons: "Callable[[Config], Neurons]") -> list[PhaseTruth | ControlTruth]:
+    """Return the truth of each phase of AGENTS and CONTROL of the session in `folder`.
 
     Raises ConfigError where there is no session, the animal was not simulated, or nothing was shown back.
     """
@@ -141,14 +167,13 @@ def truths(folder: Path, neurons: "Callable[[Config], Neurons]") -> list[PhaseTr
         config = config_of(start)
         if not start.simulated:
             raise ConfigError(f"{folder}: a real animal was recorded, whose true rates nobody knows; see its report")
-        found = _read(journal)
+        found = {phase: shown for phase, shown in sorted(_read(journal).items()) if shown.scores}
+        if not found:
+            raise ConfigError(f"{folder}: no images of an inception or control phase were shown back in this session")
+        animal = _Animal(config, neurons(config))
+        return [(_control if one.agent == CONTROL else _truth)(phase, one, animal) for phase, one in found.items()]
     except ReplayError as error:
         raise ConfigError(f"{folder}: {error}") from error
-    population = neurons(config)
-    out = [_truth(phase, shown, config, population) for phase, shown in sorted(found.items()) if shown.scores]
-    if not out:
-        raise ConfigError(f"{folder}: no images of an inception phase were shown back in this session")
-    return out
 
 
 def _read(journal: Path) -> dict[int, _Shown]:
@@ -160,11 +185,15 @@ def _read(journal: Path) -> dict[int, _Shown]:
             document = record.entry.document
         except BadDocument:
             continue  # an unreadable record was left out live as well
-        if isinstance(document, Proposal) and document.agent in AGENTS:
-            here = found.setdefault(document.phase, _Shown())
+        if isinstance(document, Proposal) and document.agent in (*AGENTS, CONTROL):
+            here = found.setdefault(document.phase, _Shown(document.agent))
             for stimulus in document.stimuli:
                 if isinstance(stimulus.spec, LatentImage) and stimulus.id not in here.frames:
                     here.frames[stimulus.id] = np.array(document.frames[stimulus.spec.row]), document.place
+                elif isinstance(stimulus.spec, BankImage):
+                    here.natural.setdefault(stimulus.id, (stimulus.spec, document.place))
+                    if HELD_OUT in stimulus.figures:
+                        here.held_out.add(stimulus.id)
         elif isinstance(document, ModelUpdated) and document.phase in found:
             # The newest report has all of them.
             found[document.phase].scores = document.scores or found[document.phase].scores
@@ -172,21 +201,47 @@ def _read(journal: Path) -> dict[int, _Shown]:
     return found
 
 
-def _truth(phase: int, shown: _Shown, config: Config, population: "Neurons") -> PhaseTruth:
-    field_of, background = field_rect(config), config.display.background
-    of: dict[str, F64] = {}
-    for score in shown.scores:
-        frame, place = shown.frames[score.stimulus_id]
-        rect = rect_of(config.display, usual(config.stimulus) if place is None else place)
-        # Frames are from before the gamma table, which makes light proportional to level.
-        light = in_field(frame, rect, field_of, background).astype(np.float32) / np.float32(255)
-        of[score.stimulus_id] = population.rate_hz(light)
-    column = {unit: k for k, unit in enumerate(population.units)}
+class _Animal:
+    """The simulated neurons, and what lies in front of their eye."""
+
+    def __init__(self, config: Config, population: "Neurons") -> None:
+        self.config, self._population, self.units = config, population, population.units
+        self._field, self._background = field_rect(config), config.display.background
+
+    def rect(self, place: Place | None) -> Rect:
+        """Return the pixels of images at a place."""
+        return rect_of(self.config.display, usual(self.config.stimulus) if place is None else place)
+
+    def rates(self, frame: U8, place: Place | None) -> F64:
+        """Return the noise-free rates (unit,), spikes/s, to a frame (y, x, rgb) of the log.
+
+        It is from before the gamma table, which makes light proportional to level.
+        """
+        light = in_field(frame, self.rect(place), self._field, self._background).astype(np.float32) / np.float32(255)
+        return self._population.rate_hz(light)
+
+
+def _control(phase: int, shown: _Shown, animal: _Animal) -> ControlTruth:
+    settings = animal.config.phases[phase]
+    assert isinstance(settings, ControlPhase)  # noqa: S101 - its proposals say so
+    banks = banks_of(animal.config)
+    natural = {}
+    for name, (spec, place) in shown.natural.items():
+        rect = animal.rect(place)
+        natural[name] = animal.rates(banks[spec.bank].image(spec.name, rect.height, rect.width), place)
+    back = {score.stimulus_id: animal.rates(*shown.frames[score.stimulus_id]) for score in shown.scores}
+    stated = Stated(shown.scores, shown.report, settings.targets, settings.chance)
+    return control_truth(phase, stated, animal.units, back, natural, shown.held_out)
+
+
+def _truth(phase: int, shown: _Shown, animal: _Animal) -> PhaseTruth:
+    of = {score.stimulus_id: animal.rates(*shown.frames[score.stimulus_id]) for score in shown.scores}
+    column = {unit: k for k, unit in enumerate(animal.units)}
     images: dict[str, dict[str, ImageScore]] = {}
     for score in shown.scores:
         images.setdefault(score.target, {})[score.source] = score
     units = tuple(unit for unit in images if MEI in images[unit] and unit in column)
-    chance = getattr(config.phases[phase], "chance", 0.0)
+    chance = getattr(animal.config.phases[phase], "chance", 0.0)
     pairs = []
     for unit in units:
         own = images[unit][MEI]
@@ -202,23 +257,6 @@ def _truth(phase: int, shown: _Shown, config: Config, population: "Neurons") -> 
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
-
-
-def _tables(one: PhaseTruth) -> list[Table]:
-    classes = Table(
-        f"phase {one.phase + 1}: truly", "comparisons", "found", "wrong", title_justify="left"
-    )
-    for row in one.figures()["by_size"]:
-        if row["comparisons"]:
-            classes.add_row(*(str(row[name]) for name in ("true_difference", "comparisons", "found", "wrong")))
-    controls = list(dict.fromkeys(p.control for p in one.pairs))
-    rates = Table("unit", "MEI", *controls)
-    for k, unit in enumerate(one.units):
-        of = {p.control: p for p in one.pairs if p.unit == unit}
-        marks = {1: " +", 0: "", -1: " -"}
-        cells = [f"{of[c].true_control_hz:.1f}{marks[of[c].found]}" if c in of else "" for c in controls]
-        rates.add_row(unit, f"{one.mei_hz[k, k]:.1f}", *cells)
-    return [classes, rates]
 
 
 def add_truth(app: typer.Typer, models: "Callable[[], ModelSide]") -> None:
@@ -238,13 +276,16 @@ def add_truth(app: typer.Typer, models: "Callable[[], ModelSide]") -> None:
             console.print_json(json.dumps([one.figures() for one in found]))
             return
         for one in found:
-            for table in _tables(one):
+            for table in one.tables():
                 console.print(table)
-            maxima = one.row_maximum_true, one.row_maximum_found
+            maxima = (one.row_maximum_true, one.row_maximum_found) if isinstance(one, PhaseTruth) else (None, None)
             if None not in maxima:
                 console.print(
                     f"own image is the row maximum: truly in {maxima[0]:.0%} of the units, found in {maxima[1]:.0%}",
                     highlight=False,
                 )
-        console.print("Rates in spikes/s; + the MEI was found to drive the unit more than this control, - less.")
+        if any(isinstance(one, PhaseTruth) for one in found):
+            console.print("Rates in spikes/s; + the MEI was found to drive the unit more than this control, - less.")
+        if any(isinstance(one, ControlTruth) for one in found):
+            console.print(CONTROL_WORDS, highlight=False, soft_wrap=True)
         console.print(WORDS, highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stimuli.limits import HALF_RANGE, frame_levels
+from stimuli.limits import HALF_RANGE, levels_of
 
 U8 = npt.NDArray[np.uint8]
 
@@ -117,15 +117,16 @@ def match_levels(frame: U8, mean: float, contrast: float) -> U8:
     sd = float(values.std())
     if sd < 1:
         raise ValueError("a picture without contrast cannot be matched; take it out of the bank")
-    values = (values - values.mean()) / sd
+    # What becomes of each of the 256 levels is all that is searched for: a picture has many more pixels.
+    levels, counts = (np.arange(256.0) - values.mean()) / sd, np.bincount(frame.ravel(), minlength=256)
     gain, offset = contrast * HALF_RANGE, mean
-    out = frame
+    out = np.arange(256, dtype=np.uint8)
     for _ in range(20):
-        out = np.clip(np.rint(values * gain + offset), 0, 255).astype(np.uint8)
-        now_mean, now_contrast = frame_levels(out)
+        out = np.clip(np.rint(levels * gain + offset), 0, 255).astype(np.uint8)
+        now_mean, now_contrast = levels_of(np.bincount(out, counts, 256))
         gain *= contrast / max(now_contrast, 1e-3)
         offset += mean - now_mean
-    return out
+    return out[frame]
 
 
 def natural_bank(mean_level: float = 128.0, contrast: float = 0.25) -> Bank:

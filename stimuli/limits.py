@@ -35,10 +35,14 @@ def frame_levels(frame: npt.NDArray[np.uint8]) -> tuple[float, float]:
 
     The sd is taken over pixels and channels together, so that colour counts as contrast too.
     """
-    counts = np.bincount(frame.ravel(), minlength=256)
-    levels = np.arange(256, dtype=np.float64)
-    mean = float(counts @ levels / frame.size)
-    variance = float(counts @ (levels - mean) ** 2 / frame.size)
+    return levels_of(np.bincount(frame.ravel(), minlength=256))
+
+
+def levels_of(counts: npt.NDArray[np.floating | np.integer]) -> tuple[float, float]:
+    """Return what `frame_levels` does, from how many pixels and channels have each level (256,)."""
+    levels, size = np.arange(256, dtype=np.float64), float(counts.sum())
+    mean = float(counts @ levels / size)
+    variance = float(counts @ (levels - mean) ** 2 / size)
     return mean, float(np.sqrt(variance)) / HALF_RANGE
 
 

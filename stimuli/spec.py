@@ -89,6 +89,9 @@ class Patches(Spec):
 AnySpec = Annotated[Blank | Grating | BankImage | LatentImage | Patches, Field(discriminator="type")]
 
 
+HELD_OUT = "held_out"  # among the figures of a stimulus: 1 for a picture that a model of its phase is never fitted to
+
+
 class Stimulus(Spec):
     """One stimulus of a proposal: an identity that is unique in the session, and what it is."""
 

@@ -55,7 +55,7 @@ class Collector:
                 self.hub.ack(incoming.name, self._acked[process])
 
     def until(
-        self, done: Callable[[], object], within_s: float = 15.0, each: Callable[[], object] | None = None
+        self, done: Callable[[], object], within_s: float = 60.0, each: Callable[[], object] | None = None
     ) -> None:
         """Turn until `done()`; call `each` in between."""
         end = self._clock.now_ns() + int(within_s * 1e9)

@@ -79,7 +79,7 @@ class Run:
             self._reader = JournalReader(self.folder / "session.journal")
         self.entries += self._reader.read()
 
-    def until(self, done: Callable[[], object], within_s: float = 60.0, alive: bool = True) -> None:
+    def until(self, done: Callable[[], object], within_s: float = 120.0, alive: bool = True) -> None:
         """Follow the journal until `done()`."""
         end_ns = self._clock.now_ns() + int(within_s * 1e9)
         while not done():
@@ -125,7 +125,7 @@ class Run:
         logs = [f"--- {p.name}\n{p.read_text(errors='replace')[-1500:]}" for p in self.base.glob("**/logs/*.log")]
         return self.output.read_text(errors="replace") + "\n".join(logs)
 
-    def end(self, within_s: float = 60.0) -> int:
+    def end(self, within_s: float = 120.0) -> int:
         """Wait for the end of the command; return its exit code."""
         code = self.process.wait(within_s)
         self.read()

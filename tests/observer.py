@@ -46,7 +46,7 @@ class Observer:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(5)
+        self.process.wait(60)
         self._thread.join(5)
         self.process.stdout.close()
 

@@ -229,7 +229,7 @@ def test_the_journal_is_synced_until_it_is_closed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(journal, "sync", lambda: (sync(), synced.release()))
     disk = Disk(journal, CLOCK)
     for _ in range(3):
-        assert synced.acquire(timeout=5)
+        assert synced.acquire(timeout=60)
     disk.end()
     assert disk.look() != 0  # raises nothing: every sync went well
     journal.close()

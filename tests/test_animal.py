@@ -529,7 +529,7 @@ class Creature:
         assert self.process.stdin is not None
         self.process.stdin.write(b"stop\n")
         self.process.stdin.flush()
-        assert self.process.wait(10) == 0
+        assert self.process.wait(60) == 0
         return read(self.truth)
 
 
@@ -686,7 +686,7 @@ def test_an_animal_that_cannot_start_says_why_and_what_to_do(
 ) -> None:
     settings = SETTINGS % {"source": f"openephys, port: {free_port}", "wire": "lsl", "noise": "none"}
     with creature(tmp_path, settings) as animal:
-        assert animal.process.wait(20) == 2
+        assert animal.process.wait(60) == 2
         assert animal.said["failed"] == "animal.wire is lsl, but no source in the config is of type lsl_spikes"
         assert "add a source of type lsl_spikes" in animal.said["cure"]
 
@@ -695,7 +695,7 @@ def test_an_animal_without_a_screen_says_so(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("DISPLAY", ":9173")
     settings = SETTINGS % {"source": f"openephys, port: {free_port}", "wire": "openephys", "noise": "none"}
     with creature(tmp_path, settings) as animal:
-        assert animal.process.wait(20) == 2
+        assert animal.process.wait(60) == 2
         assert "cannot see a screen (DISPLAY=':9173')" in animal.said["failed"]
         assert "xvfb-run" in animal.said["cure"]
     assert not os.path.exists(tmp_path / "truth")

@@ -41,7 +41,7 @@ def test_online_reaches_what_the_batch_reaches_and_leaves_less_of_the_image_befo
     assert differences[-1][0] > 0.9
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 @pytest.mark.slow
 def test_the_load_goes_through_all_processes_without_loss(tmp_path: Path) -> None:
     figures = load(0.15, 60, tmp_path, HostClock())

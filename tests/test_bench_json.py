@@ -29,7 +29,7 @@ def test_json_without_a_file_is_the_standard_output(given: list[str], meant: lis
 def test_figures_stand_alone_on_standard_output() -> None:
     words = ["bench", "evolve", "--updates", "--optimisers", "separable_cma", "--peers", "none", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "rig.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "rig.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=True
     )
     assert [r["optimiser"] for r in json.loads(done.stdout)["rows"]] == ["separable_cma"]
     assert "ms for 40 codes" in done.stderr

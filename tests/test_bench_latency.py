@@ -131,7 +131,7 @@ def test_a_rig_s_own_devices_and_screen_are_kept() -> None:
 
 
 @pytest.mark.display
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_short_session_measures_both_loops_and_files_the_figures(tmp_path: Path, private_screen: str) -> None:
     figures = latency(0.15, tmp_path, HostClock(), Console(quiet=True))
     rows = {row["stage"]: row for row in figures["rows"]}

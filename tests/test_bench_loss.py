@@ -149,7 +149,6 @@ def test_a_stopped_source_loses_nothing() -> None:
     assert got["age_ms_p99"] > 300  # it was stopped
 
 
-@pytest.mark.alone
 def test_dropped_messages_are_lost_declared_and_score_nothing_wrongly() -> None:
     got = measure(Row(16, 500, fault="drop"), 3.0, HostClock())
     assert got["lost"] > 0

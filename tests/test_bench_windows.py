@@ -121,7 +121,7 @@ def test_the_quirks_are_on() -> None:
 
 
 @pytest.mark.display
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 @pytest.mark.slow
 def test_every_count_of_a_real_session_is_true(tmp_path: Path, private_screen: str) -> None:
     figures = windows(0.15, tmp_path, HostClock(), Console(quiet=True), free_port(2))

@@ -9,7 +9,7 @@ from models.agents import build_from_config
 from models.agents.control import Control
 from models.control.goals import Goal, goals_of
 from models.control.making import SILENT, different
-from models.control.natural import Norm, best_by_halves, norm_of, shrunk
+from models.control.natural import Norm, best_by_halves, norm_of, range_of, shrunk
 from models.control.results import Shown, compared, of_goals
 from models.inception.learner import Judged
 from models.metrics.sums import ImageSums
@@ -220,6 +220,8 @@ def test_norm_is_of_held_out_images_alone() -> None:
     assert norm.mean.tolist() == [2.0, 4.0]
     assert norm.sd[0] == 1.0
     assert np.isnan(norm.sd[1])
+    assert [ends.tolist() for ends in range_of(sums, 2)] == [[1.0, 4.0], [3.0, 4.0]]
+    assert np.isnan(range_of(ImageSums.empty(5, 2), 2)).all()
 
 
 def test_scores_of_populations_are_tested_as_single_units_are_and_their_intervals_hold() -> None:

@@ -1,19 +1,29 @@
-"""A whole control session on paper: replayed bit for bit with every frame, and told in the report."""
+"""A whole control session on paper: replayed bit for bit with every frame, told in the report, and its truth."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from models.server import WANTS
-from rig.messages import ModelUpdated, PhaseEnded, Presented
+from models.truth import build_for
+from rig.cli import app
+from rig.messages import ModelUpdated, PhaseEnded, Presented, Proposal
 from rig.recording.journal import read_all
+from rig.replay.frames import banks_of
+from rig.replay.records import config_of, session_start
 from rig.replay.session import verify_session
-from rig.report.control import goals, responses
+from rig.report.control import goals, responses, seen
 from rig.report.data import open_session
 from rig.report.first_minutes import last_report
 from rig.report.page import write
+from rig.true_control import ControlTruth
+from rig.true_rates import truths
 from rig.view.h5 import build
+from stimuli.spec import BankImage, LatentImage
 from tests.test_replay import made, make
 
 PHASE: dict[str, Any] = {
@@ -64,3 +74,60 @@ def test_the_report_shows_images_scores_and_baselines(journal: Path) -> None:
                 mean, error = responses(session, 0, report, goal, "1")
                 assert mean[0] == pytest.approx(report[f"{goal.title}: 1"])
                 assert error[0] == pytest.approx(report[f"{goal.title}: 1_se"])
+            if goal.kind == "target":
+                for site, wanted in PHASE["targets"][goal.name].items():
+                    low, high = seen(report, site)
+                    assert low < 0 < high  # of the very responses that they are z-scored by
+                    outside = f"{wanted:g} of {site}, which had between {low:.1f} and {high:.1f}"
+                    assert (outside in page) == (not low <= wanted <= high)
+
+
+def test_true_scores_are_those_of_the_neurons_in_the_sessions_own_units(journal: Path) -> None:
+    entries = [e.document for e in read_all(journal)]
+    last = [d for d in entries if isinstance(d, ModelUpdated)][-1]
+    (one,) = truths(journal.parent, build_for)
+    assert isinstance(one, ControlTruth)
+    config = config_of(session_start(journal))
+    cells, banks = build_for(config), banks_of(config)
+    pictures = {}
+    for d in entries:
+        for s in d.stimuli if isinstance(d, Proposal) else ():
+            if isinstance(s.spec, LatentImage):
+                pictures[s.id] = np.array(d.frames[s.spec.row])
+    side = next(iter(pictures.values())).shape[0]
+    natural = {
+        s.id: cells.rate_hz(banks[s.spec.bank].image(s.spec.name, side, side).astype(np.float32) / np.float32(255))
+        for d in entries
+        if isinstance(d, Proposal)
+        for s in d.stimuli
+        if isinstance(s.spec, BankImage)
+    }
+    assert len(natural) == 50
+    assert [goal.kind for goal in one.goals] == ["stretch"] * 2 + ["one_hot"] * 2 + ["target"]
+    ids = {(score.target, score.source): score.stimulus_id for score in last.scores}
+    for goal in one.goals[:2]:
+        unit = goal.title.removeprefix("stretch ")
+        column = cells.units.index(unit)
+        mean, sd = (last.report[f"{unit}: natural_{what}"] for what in ("mean", "sd"))
+        for which, z in goal.true.items():
+            rate = cells.rate_hz(pictures[ids[goal.title, which]].astype(np.float32) / np.float32(255))[column]
+            assert z == pytest.approx((rate - mean) / sd)
+            assert goal.measured[which] == last.report[f"{goal.title}: {which}"]
+        best = max(natural, key=lambda name: natural[name][column])
+        assert goal.best_natural_id == best
+        assert goal.best_natural == pytest.approx((natural[best][column] - mean) / sd)
+    stretch = one.of_kind("stretch")
+    assert stretch["above_natural_measured"] == last.report["stretch_above_natural"]
+    assert stretch["above_best_natural_true"] == np.mean([g.true["1"] > g.best_natural for g in one.goals[:2]])
+    assert all(goal.best_natural >= max(goal.true["natural"], goal.true["predicted"]) for goal in one.goals)
+
+
+def test_the_command_prints_true_scores_and_gives_figures(journal: Path) -> None:
+    said = CliRunner().invoke(app, ["truth", str(journal.parent)])
+    assert said.exit_code == 0, said.output
+    assert "phase 1, one_hot, 2 goals: medians of the softmax" in said.output
+    assert "of all natural images that the phase showed" in said.output
+    assert "MEI" not in said.output
+    (one,) = json.loads(CliRunner().invoke(app, ["truth", str(journal.parent), "--json"]).output)
+    assert (one["agent"], [row["kind"] for row in one["kinds"]]) == ("control", ["stretch", "one_hot", "target"])
+    assert len(one["comparisons"]) == 5

@@ -61,7 +61,7 @@ class WindowChild:
     def _answer(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, f"the window's process ended with code {self.process.wait(10)}"
+        assert line, f"the window's process ended with code {self.process.wait(60)}"
         return json.loads(line)
 
     def do(self, *command: object) -> Any:
@@ -81,7 +81,7 @@ class WindowChild:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(60)
         self.process.stdout.close()
 
 

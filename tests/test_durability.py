@@ -129,7 +129,7 @@ def test_a_session_with_a_killed_recorder_gives_the_same_file_live_and_rebuilt(t
                 child.start()
         until(lambda: not any(p.unacked for p in peers.values()), *peers.values())
         assert child.end() == 0
-        view.communicate("stop\n", timeout=60)
+        view.communicate("stop\n", timeout=200)
         assert view.returncode == 0
     finally:
         for peer in peers.values():
@@ -451,7 +451,7 @@ def test_the_view_waits_for_room_and_gives_way_to_the_journal(disk: Path) -> Non
             view.wait(2.5)
         assert shutil.disk_usage(disk).free > MB  # it left the room alone
         ballast.unlink()
-        out, _ = view.communicate("stop\n", timeout=60)
+        out, _ = view.communicate("stop\n", timeout=200)
     finally:
         if view.poll() is None:
             view.kill()
@@ -467,7 +467,7 @@ def test_a_view_without_room_ends_with_one_clear_message_and_leaves_nothing(disk
     _journal(disk / "s", 20, reserve_gb).close()
     ballast = fill(disk, MB)
     view = _view(disk / "s")
-    out, _ = view.communicate("stop\n", timeout=60)
+    out, _ = view.communicate("stop\n", timeout=200)
     assert view.returncode == 2, out  # and not by a signal: HDF5 crashes when it closes a file that found no room
     assert '"failed"' in out
     assert "stimloop recover" in out
@@ -498,7 +498,7 @@ def test_a_folder_that_cannot_be_written_is_refused_with_its_cure(disk: Path) ->
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     done = subprocess.run(
         [sys.executable, "-m", "rig.recording.recorder", "--folder", str(disk / "s")],
-        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 2
     assert "Read-only file system; choose a folder that can be written" in done.stdout

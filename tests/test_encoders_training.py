@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from models.encoders.averaging import RunningMeans
 from models.encoders.encoder import rates_of
 from models.encoders.eye import Eye
 from models.encoders.network import Network
@@ -118,6 +119,7 @@ def test_the_score_is_the_correlation_of_what_there_is() -> None:
     [
         (QUICK.model_copy(update={"slice": 5}), "point"),  # stops amid batches, with gradients half summed
         (QUICK.model_copy(update={"patience": 1, "decays": 1, "most_epochs": 4, "rate": 0.3}), "factorised"),
+        (QUICK.model_copy(update={"patience": 1, "decays": 1, "rate": 0.1, "averaging": 0.8}), "point"),
         (QUICK.model_copy(update={"readouts_only": True, "slice": 16}), "full"),
     ],
 )
@@ -136,6 +138,40 @@ def test_a_fit_goes_on_from_any_step_to_the_bit(training: Training, readout: str
         for later in states[at + 1 : at + 8]:
             other.step()
             assert same(other.state(), later)
+
+
+def test_running_means_count_the_first_weights_alike_and_later_ones_by_their_share() -> None:
+    weights = [3.0, 5.0, 10.0, 0.0, 2.0]
+    layer, means = torch.nn.Linear(1, 1, bias=False), RunningMeans(0.75)
+    for value in weights:
+        torch.nn.init.constant_(layer.weight, value)
+        means.add(layer)
+    expected = float(np.mean(weights[:4])) * 0.75 + weights[4] * 0.25  # up to the fourth 1 / n is above 1 - share
+    means.put_into(layer)
+    assert layer.weight.item() == pytest.approx(expected)
+    means.take_out_of(layer)
+    assert layer.weight.item() == 2.0
+    means.begin()
+    means.put_into(layer)
+    assert layer.weight.item() == 2.0
+
+
+def test_what_is_scored_and_kept_with_averaging_is_the_mean_and_training_goes_on_from_the_weights_themselves() -> None:
+    training = QUICK.model_copy(update={"averaging": 0.99, "most_epochs": 1})
+    plain, averaged = fit(200, QUICK), fit(200, training)
+    weights = []
+    while averaged.progress.loss != averaged.progress.loss:
+        before = averaged.network.core.state_dict()["layers.0.0.weight"].clone()
+        averaged.step()
+        plain.step()
+        now = averaged.network.core.state_dict()["layers.0.0.weight"]
+        if averaged.progress.epoch == 1 and not torch.equal(before, now):
+            weights.append(plain.network.core.state_dict()["layers.0.0.weight"].clone())
+    while not averaged.step():
+        pass
+    kept = averaged.finish().core.state_dict()["layers.0.0.weight"]
+    assert len(weights) > 3
+    torch.testing.assert_close(kept, torch.stack(weights).mean(0))
 
 
 def test_a_state_survives_a_snapshot() -> None:

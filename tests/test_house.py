@@ -39,7 +39,7 @@ CHILDREN = {
 def loaded_by(code: str) -> set[str]:
     """Run `code` in a fresh process and return the top-level names of the modules that it loaded."""
     code += "; import sys; print('loaded', *{m.split('.')[0] for m in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split())
 

@@ -6,15 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from models.agents.inception import Inception
 from models.agents.types import Told
 from models.encoders.core_files import read_cores, write_cores
 from models.encoders.encoder import rates_of
 from models.encoders.ensemble import Ensemble
+from models.encoders.eye import Eye
+from models.encoders.network import Network
+from models.encoders.resampled import Resampled, resampled
+from models.inception.encoder import eye_for
+from models.inception.features import SIDE
+from models.inception.networks import Networks
 from models.server import WANTS, batch_hash, state_hash
-from rig.config.encoders import NetworkEncoder
-from rig.config.reading import ConfigError
+from rig.config.encoders import Architecture, NetworkEncoder
+from rig.config.inception import InceptionPhase
+from rig.config.reading import ConfigError, load
 from rig.messages import ModelUpdated, PhaseEnded, Proposal
 from rig.recording.journal import read_all
 from rig.replay.session import verify_session
@@ -73,6 +81,7 @@ def test_images_are_made_by_the_trained_networks_and_scored_on_images_none_was_t
 def test_training_goes_on_to_the_bit_after_a_restart_in_its_middle() -> None:
     one, subject = agent()
     late = go_on(one, subject, [], blocks=6)
+    assert subject.batches[-1].tail_from < len(subject.batches[-1].plan) / 3  # nearly all of it covers the training
     state = one.state()
     assert [fit["steps"] > 0 for fit in state["networks"]["fits"]] == [True, True]
     of = subject.config
@@ -148,8 +157,14 @@ def test_the_cores_of_a_session_begin_the_next_one(finished: tuple[Inception, Su
 
 def test_a_network_that_cannot_be_built_is_refused_before_the_session_and_not_when_training_begins() -> None:
     core = TINY["core"]
-    with pytest.raises(ValueError, match=r"phases.0.encoder: first_kernel_px 63 does not fit into the eye's 32 x 32"):
-        agent_of(config(4, encoder=TINY | {"core": core | {"first_kernel_px": 63}}))
+    with pytest.raises(ConfigError, match=r"phases.0.*encoder.*core.first_kernel_px: 63 does not fit into side_px 32"):
+        config(4, encoder=TINY | {"core": core | {"first_kernel_px": 63}})
+    with pytest.raises(ConfigError, match=r"first_kernel_px: 25 does not fit into side_px 24; give at most 24"):
+        config(4, encoder=TINY | {"core": core | {"first_kernel_px": 25}, "side_px": 24})
+    one_place = TINY | {"core": core | {"first_kernel_px": 32}}
+    with pytest.raises(ConfigError, match=r"training.slice: 1 picture of which first_kernel_px 32 leaves one place"):
+        config(4, encoder=one_place | {"training": TINY["training"] | {"slice": 1}})
+    agent_of(config(4, encoder=one_place))
     with pytest.raises(ValueError, match=r"phases.0.encoder: readout .* needs the cortical positions"):
         agent_of(config(4, encoder=TINY | {"readout": {"type": "point", "cortex": True}}))
 
@@ -180,3 +195,92 @@ def test_missing_presentations_are_shown_again_and_trained_on() -> None:
         late = go_on(one, subject, late, blocks=1)
     assert one.networks is not None
     assert len(one.networks.state()["images"]) == one.known().presentations > 0.95 * one.natural.train
+
+
+# --- the shipped settings ---------------------------------------------------------------------------------------------
+
+SHIPPED, _ = load(Path(__file__).parents[1] / "configs" / "inception.yaml")
+
+
+def shipped(steps: int) -> Networks:
+    """Return the networks of configs/inception.yaml, with fewer steps behind each block."""
+    phase = SHIPPED.phases[0]
+    assert isinstance(phase, InceptionPhase)
+    assert isinstance(phase.encoder, NetworkEncoder)
+    seen = np.random.default_rng(1).normal(0, 0.25, (80, 1, SIDE, SIDE)).astype(np.float32)
+    of = phase.encoder.model_copy(update={"steps": steps})
+    return Networks(of, SHIPPED.responses.units, eye_for(128), 80, 80, lambda k: seen[k], 3)
+
+
+def told(first: int, count: int) -> list[tuple[int, Any]]:
+    rng = np.random.default_rng(first)
+    return [(k, rng.poisson(1.5, len(SHIPPED.responses.units)) / 0.15) for k in range(first, first + count)]
+
+
+def test_networks_of_the_shipped_config_train_and_restore_to_the_bit() -> None:
+    networks = shipped(5)
+    for rows in (told(0, 60), told(60, 10), []):
+        for _ in networks.learn(rows):
+            pass
+    state = networks.state()
+    assert [fit["steps"] for fit in state["fits"]] == [3] * 5
+    again = shipped(5)
+    again.restore(state)
+    assert state_hash(again.state()) == state_hash(state)
+    x = torch.from_numpy(np.random.default_rng(2).normal(0, 0.25, (3, 1, SIDE, SIDE)).astype(np.float32))
+    for one in (networks, again):
+        for _ in one.learn([]):
+            pass
+    first, second = networks.encoder(), again.encoder()
+    assert first is not None
+    assert second is not None
+    assert first.eye == eye_for(128)
+    assert first.name == second.name
+    assert torch.equal(first.rates(x), second.rates(x))
+    assert state_hash(networks.state()) == state_hash(again.state())
+
+
+def test_each_network_keeps_other_images_apart_and_all_images_are_trained_on() -> None:
+    networks = shipped(1)
+    for _ in networks.learn(told(0, 80)):
+        pass
+    held = np.stack([networks._recording(k, 80).held_out for k in range(5)])
+    assert held.sum(1).tolist() == [8] * 5
+    assert held.sum(0).max() == 1
+
+
+# --- fewer pixels -----------------------------------------------------------------------------------------------------
+
+
+def test_pictures_with_fewer_pixels_keep_what_is_coarse_and_what_is_made_through_them_is_smooth() -> None:
+    eye, small = Eye(32, 32, 1), Eye(24, 24, 1)
+    at = (torch.arange(32) + 0.5) / 32
+    coarse = torch.cos(2 * torch.pi * 4 * at)[None, None, None].expand(1, 1, 32, 32).clone()
+    fewer = (torch.arange(24) + 0.5) / 24
+    found = resampled(coarse, small)
+    expected = torch.cos(2 * torch.pi * 4 * fewer).expand(24, 24)
+    torch.testing.assert_close(found[0, 0, :, 5:-5], expected[:, 5:-5], atol=0.03, rtol=0)
+    torch.testing.assert_close(resampled(torch.ones(1, 1, 32, 32), small), torch.ones(1, 1, 24, 24))
+    assert resampled(coarse, eye) is coarse
+    x = torch.zeros(1, 1, 32, 32, requires_grad=True)
+    pattern = torch.cos(2 * torch.pi * 4 * fewer).expand(1, 1, 24, 24)
+    (slope,) = torch.autograd.grad((resampled(x, small) * pattern).sum(), x)
+    power = torch.fft.rfft(slope[0, 0, 16] * torch.hann_window(32)).abs().square()
+    assert power[2:7].sum() > 0.99 * power.sum()  # an average over squares leaves 5 % of it above 12 cycles
+
+
+def test_an_encoder_of_fewer_pixels_sees_what_its_eye_takes_in() -> None:
+    eye = Eye(32, 32, 1)
+    core = {"type": "separable", "channels": 3, "layers": 1, "first_kernel_px": 7}
+    inside = Network(Architecture.model_validate({"core": core}), Eye(24, 24, 1), {"s": ("a", "b")}, 1)
+    encoder = Resampled(inside, eye)
+    x = torch.randn((1, 1, 32, 32), generator=torch.Generator().manual_seed(1), requires_grad=True)
+    for unit in range(2):
+        (slope,) = torch.autograd.grad(encoder.rates(x, torch.tensor([unit])).sum(), x)
+        seen = encoder.seen(unit)
+        slope[0, 0, seen.y0 : seen.y1, seen.x0 : seen.x1] = 0
+        assert (seen.y1 - seen.y0) * (seen.x1 - seen.x0) < 32 * 32
+        assert not slope.any()
+    assert encoder.units == ("a", "b")
+    with pytest.raises(ValueError, match="standardises levels in another way"):
+        Resampled(inside, Eye(32, 32, 1, (0.0,), (1.0,)))

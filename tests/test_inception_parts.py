@@ -10,10 +10,10 @@ from models.inception.encoder import FeatureReadout, eye_for
 from models.inception.features import COUNT, LINEAR, SIDE, features, picture_of
 from models.inception.images import _cut
 from models.inception.matching import alike
-from models.inception.results import compare, confused, mean
+from models.inception.results import compare, confused, mean, told
 from models.inception.schedule import blocks, choose
 from stimuli.limits import frame_levels
-from stimuli.spec import BankImage, Stimulus
+from stimuli.spec import HELD_OUT, BankImage, Stimulus
 from stimuli.tiles import PHOTOGRAPHS, tiles_bank
 
 
@@ -37,6 +37,7 @@ def test_held_out_images_come_once_in_each_stretch_and_training_images_as_often_
     assert {s.id[0] for s in chosen.stimuli[40:]} == {"a", "b"}
     shown = [k for block in blocks(chosen, 2, 4, 16, np.random.default_rng(0)) for k in block]
     assert [shown.count(k) for k in range(50)] == [2] * 40 + [4] * 10
+    assert [HELD_OUT in s.figures for s in chosen.stimuli] == [False] * 40 + [True] * 10  # the log says which
     for stretch in range(4):
         part = shown[stretch * 30 : (stretch + 1) * 30]
         assert sorted(k for k in part if k >= 40) == list(range(40, 50))
@@ -135,3 +136,23 @@ def test_confusion_finds_the_own_image_and_needs_two_units() -> None:
     assert (found.hits, found.tested) == (3, 3)
     assert found.p == pytest.approx(1 / 27)
     assert confused([0], images[:1]) is None
+
+
+def test_the_own_image_is_told_against_each_control_over_all_units_when_all_was_shown() -> None:
+    rng = np.random.default_rng(6)
+    base = rng.gamma(3.0, 5.0, 10)
+    times = {"mei": 1.5, "gabor": 1.0, "natural": 1.5}
+    shown = [
+        (unit, {kind: list(rng.poisson(base * factor, (40, 10)).astype(float)) for kind, factor in times.items()})
+        for unit in range(10)
+    ]
+    names = [f"E{unit:02d}#0" for unit in range(10)]
+    assert not any(name.startswith("population") for name in told(shown, "mei", names, 0.05, over=False))
+    out = told(shown, "mei", names, 0.05, over=True)
+    assert out["population_n_gabor"] == 10
+    assert out["population_p_gabor"] == pytest.approx(2 / 2**10)
+    assert out["population_q_gabor"] == pytest.approx(2 * out["population_p_gabor"])  # of two controls the smaller one
+    assert out["population_p_natural"] > 0.05
+    assert out["population_ratio_low_gabor"] < 1.5 < out["population_ratio_high_gabor"]
+    each = [np.mean(of["mei"], axis=0)[unit] / np.mean(of["gabor"], axis=0)[unit] for unit, of in shown]
+    assert out["population_ratio_gabor"] == pytest.approx(np.median(each))

@@ -157,7 +157,7 @@ def test_a_reader_of_some_kinds_skips_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("megabytes", [6, 40])
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(100)
 def test_a_reader_waits_for_a_torn_record_of_any_size_and_then_goes_on(megabytes: int, tmp_path: Path) -> None:
     path = tmp_path / "session.journal"
     writer = JournalWriter(path, "test")

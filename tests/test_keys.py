@@ -28,7 +28,7 @@ def keys(tmp_path: Path) -> Path:
 
 def stimloop(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rig.cli", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def run_pytest(folder: Path, text: str) -> str:
     options = ["-rA", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder), "-p", "no:cacheprovider"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-p", "tests.leaks", str(path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=60,
+        cwd=ROOT, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     return done.stdout
 

@@ -81,10 +81,10 @@ def test_the_outlet_sends_the_body_with_stamps_of_its_clock() -> None:
     outlet = BehaviourOutlet(made, clock, lambda kind, **fields: filed.append((kind, fields)))
     outlet.start()
     try:
-        (info,) = pylsl.resolve_byprop("name", name, timeout=10)
+        (info,) = pylsl.resolve_byprop("name", name, timeout=200)
         inlet = pylsl.StreamInlet(info, recover=False)
-        inlet.open_stream(timeout=5)
-        first = inlet.info(timeout=5).desc().child("channels").child("channel")
+        inlet.open_stream(timeout=60)
+        first = inlet.info(timeout=60).desc().child("channels").child("channel")
         rows, stamps = inlet.pull_chunk(timeout=8.0, max_samples=400)
         inlet.close_stream()
         del inlet

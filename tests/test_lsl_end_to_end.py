@@ -26,7 +26,7 @@ from rig.recording.journal import read_all
 
 ROOT = Path(__file__).parent.parent
 MILD = ("late proposal", "photodiode edge missing")
-pytestmark = [pytest.mark.display, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.display, pytest.mark.timeout(400)]
 
 
 def session(raw: dict[str, Any], base: Path) -> tuple[list[object], Truth, str]:

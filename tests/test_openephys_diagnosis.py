@@ -48,7 +48,7 @@ def player(kind: int, port: int, turn: Callable[["zmq.Socket[bytes]"], None]) ->
 
     thread = threading.Thread(target=play, name="player")
     thread.start()
-    assert bound.wait(5)
+    assert bound.wait(60)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from rig.messages import (
 from rig.recording.journal import read_all
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.display, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.display, pytest.mark.timeout(400)]
 
 
 def documents(log: list[Entry], kind: type) -> list[Any]:

@@ -111,7 +111,7 @@ def test_a_taken_port_is_named(gui: tuple[GuiState, int]) -> None:
 # --- the client -------------------------------------------------------------------------------------------------------
 
 
-def wait(done: Callable[[], object], within_s: float = 6.0) -> None:
+def wait(done: Callable[[], object], within_s: float = 60.0) -> None:
     clock, pause = HostClock(), threading.Event()
     end = clock.now_ns() + int(within_s * 1e9)
     while not done():

@@ -17,7 +17,7 @@ from rig.messages import (
 from rig.recording.journal import read_all
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.display, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.display, pytest.mark.timeout(400)]
 
 CONFIG = """
 name: rehearsal

@@ -349,7 +349,7 @@ one.stdin.close(); one.wait(); source.kill(); source.wait()
 
 
 def test_the_company_misses_a_source_that_was_killed_until_its_successor_is_there() -> None:
-    ran = subprocess.run([sys.executable, "-c", PARENT], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", PARENT], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert ran.stdout.split() == ["True", "False", "True"], ran.stderr
 
 
@@ -559,7 +559,7 @@ def test_a_port_that_cannot_be_used_is_said_with_a_cure(output: dict[str, Any], 
     (tmp_path / "config.yaml").write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "rig.outputs", "--folder", str(tmp_path), "--endpoint", "tcp://127.0.0.1:9"],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, cwd=ROOT,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 2
     said = json.loads(done.stdout.splitlines()[-1])
@@ -571,9 +571,9 @@ def test_markers_reach_an_inlet_with_the_time_of_their_flip(tmp_path: Path) -> N
     name = f"stimloop-test-{HostClock().utc_ns():x}"
     outputs = [{"type": "lsl_markers", "stream": name}, {"type": "print", "name": "valve"}]
     with session(tmp_path, outputs, VALVE) as running:
-        (found,) = pylsl.resolve_byprop("name", name, timeout=10)
+        (found,) = pylsl.resolve_byprop("name", name, timeout=200)
         inlet = pylsl.StreamInlet(found, processing_flags=0)
-        inlet.open_stream(timeout=10)
+        inlet.open_stream(timeout=200)
         got: list[tuple[str, float]] = []
 
         def pulled() -> int:

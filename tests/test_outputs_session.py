@@ -19,7 +19,7 @@ from rig.recording.journal import read_all
 from tests.observer import LOW_WITHIN_MS, observed
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.display, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.display, pytest.mark.timeout(400)]
 
 
 def short(folder: Path, **changes: Any) -> Path:

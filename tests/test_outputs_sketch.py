@@ -34,7 +34,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sketch.cpp").write_text(body)
     assert COMPILER is not None
     command = [COMPILER, "-Wall", "-I", str(ROOT / "tests" / "arduino"), "-o", str(folder / "sketch"), "sketch.cpp"]
-    subprocess.run(command, cwd=folder, check=True, timeout=60)
+    subprocess.run(command, cwd=folder, check=True, timeout=200)
     return folder / "sketch"
 
 

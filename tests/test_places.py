@@ -443,7 +443,7 @@ def test_every_kind_of_image_is_drawn_for_its_place() -> None:
 
 @pytest.mark.display
 @pytest.mark.slow
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(400)
 def test_a_live_session_at_two_places(tmp_path: Path, private_screen: str) -> None:
     """Real processes and a real screen: cells lie where the second phase shows, and answer there alone."""
     raw = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())

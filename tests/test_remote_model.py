@@ -32,6 +32,11 @@ from tests.test_end_to_end import config_text
 ROOT = Path(__file__).parent.parent
 
 
+def whole_start() -> SessionStart:
+    """Return a start from which a real model server can begin."""
+    return start().model_copy(update={"config": parse(CONFIG).model_dump(mode="json")})
+
+
 class Far:
     """A recorder with a remote endpoint, stepped by hand, and a link to it that the test spoils."""
 
@@ -41,7 +46,7 @@ class Far:
         self.path, self.clock = folder / "session.journal", HostClock()
         self.keys = client_keys(folder / "keys" / "model")
         self.hub = Hub("tcp://127.0.0.1:0", (remote, server_keys(folder / "keys" / "server", "model")))
-        self.recorder = Recorder(self.path, self.hub, parse(CONFIG), self.clock, start)
+        self.recorder = Recorder(self.path, self.hub, parse(CONFIG), self.clock, whole_start)
 
     def peer(self, port: int, last_seq: int = 0, wants: frozenset[str] = frozenset({"fault"})) -> Peer:
         endpoint = f"tcp://127.0.0.1:{port}"
@@ -202,7 +207,7 @@ def run_session(folder: Path, cut_s: float, generations: int, link: PacketLink |
             for each in running:
                 if each.poll() is None:
                     each.terminate()
-                each.wait(20)
+                each.wait(60)
     (journal,) = folder.glob("sessions/*/session.journal")
     return [e.document for e in read_all(journal)]
 
@@ -243,9 +248,13 @@ def test_the_config_of_these_tests_is_valid() -> None:
     assert isinstance(parse(config_text(5600)), Config)
 
 
-@pytest.mark.alone
+@pytest.mark.timeout(400)
 def test_a_frozen_server_is_away_and_comes_back(far: Far, tmp_path: Path) -> None:
-    """A real `stimloop model`, stopped: its sockets take what is sent, and nothing comes."""
+    """A real `stimloop model`, stopped: its sockets take what is sent, and nothing comes.
+
+    How long all that takes on a busy computer is not the subject, nor whether a server that gets no processor for five
+    seconds is called away before it is stopped.
+    """
     command = [sys.executable, "-m", "rig.cli", "model", "--connect", far.hub.remote_endpoint]
     command += ["--keys", str(tmp_path / "keys" / "model"), "--snapshots", str(tmp_path / "snapshots")]
     link = far.recorder.link
@@ -255,18 +264,22 @@ def test_a_frozen_server_is_away_and_comes_back(far: Far, tmp_path: Path) -> Non
         end_ns = far.clock.now_ns() + within_s * 10**9
         while link.there != there:
             assert far.clock.now_ns() < end_ns, f"not {'there' if there else 'away'} in time"
+            assert server.poll() is None, (tmp_path / "log").read_text()
             far.recorder.step(0.01)
+
+    def news() -> list[str]:
+        return [f.what for f in far.faults if f.what.startswith("model server")]
 
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     try:
-        until(True, 60)
+        until(True, 120)
+        before = len(news())
         server.send_signal(signal.SIGSTOP)
-        until(False, 9)
+        until(False, 30)
         server.send_signal(signal.SIGCONT)
-        until(True, 15)
+        until(True, 60)
     finally:
         server.kill()
         server.wait()
-    said = [f.what for f in far.faults if f.what.startswith("model server")]
-    assert said == ["model server away", "model server back"]
+    assert news()[before:] == ["model server away", "model server back"]

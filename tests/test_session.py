@@ -718,7 +718,7 @@ class Rig:
                 pipe.close()
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         self.model.close()
         self.recorder.close("test over")
 
@@ -730,7 +730,7 @@ def test_the_real_rig_survives_a_kill_and_accounts_for_everything(private_screen
         rig.model.send(proposal(0, rig.config, slots=9, final=True))
         rig.until(lambda: rig.recorder.presentations >= 4)
         rig.process.kill()
-        rig.process.communicate(timeout=10)
+        rig.process.communicate(timeout=200)
         rig.process = rig.spawn()
         rig.until(lambda: any(d.document.slot == 8 for d in rig.read() if isinstance(d.document, Presented)))
         assert rig.process.stdin is not None
@@ -773,7 +773,7 @@ def _fails(folder: Path, text: str, display: str | None) -> dict[str, str]:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=60,
+        timeout=200,
     )
     assert done.returncode == 2, done.stderr
     said: dict[str, str] = json.loads(done.stdout.splitlines()[-1])

@@ -314,7 +314,7 @@ class Session:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=200)
 
     def restart(self) -> None:
         """Start the killed server again, and answer it."""
@@ -326,7 +326,7 @@ class Session:
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=200)
         self.rig.close()
         self.recorder.close("test over")
 
@@ -428,9 +428,9 @@ def test_the_process_says_from_where_it_goes_on(session: Session) -> None:
     session.answer(1)
     session.saved(1)
     session.process.kill()
-    said, _ = session.process.communicate(timeout=10)
+    said, _ = session.process.communicate(timeout=200)
     assert json.loads(said.splitlines()[0])["ready"]["snapshot"].startswith("none")
     session.restart()
     session.process.kill()
-    said, _ = session.process.communicate(timeout=10)
+    said, _ = session.process.communicate(timeout=200)
     assert "model-" in said or said == ""  # it may have been killed before it was ready

@@ -805,7 +805,7 @@ def test_the_receiving_process_ends_with_a_source_that_is_killed(gui: Gui, tmp_p
 def test_a_name_the_config_does_not_have(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG.format(port=5556))
     child = process(tmp_path, "tcp://127.0.0.1:1", name="other")
-    out, _ = child.communicate(timeout=20)
+    out, _ = child.communicate(timeout=200)
     assert child.returncode == 2
     assert "'other'" in json.loads(out)["failed"]
     assert "probe" in json.loads(out)["cure"]

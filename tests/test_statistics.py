@@ -11,6 +11,7 @@ from models.statistics import (
     benjamini_hochberg,
     confusion,
     match_units,
+    over_units,
     paired_tests,
     shared_images,
 )
@@ -103,6 +104,39 @@ def test_pairs_with_a_missing_repeat_are_left_out_and_too_few_are_no_test() -> N
     assert paired_tests(np.ones((8, 1)), np.ones((8, 1))).p[0] == 1.0
     with pytest.raises(ValueError, match=r"\(repeat, unit\), paired"):
         paired_tests(first, second[:3])
+
+
+# --- over units -------------------------------------------------------------------------------------------------------
+
+
+def test_a_population_is_tested_by_signed_ranks_of_its_units() -> None:
+    rng = np.random.default_rng(4)
+    control = rng.gamma(3.0, 5.0, 12)
+    found = over_units(1.4 * control, control)
+    assert (found.units, found.ratio, found.low, found.high) == pytest.approx((12, 1.4, 1.4, 1.4))
+    assert found.p == pytest.approx(2 / 2**12)  # every unit has the same sign: 1 in 2^12 on either side
+    assert np.isnan(over_units(control[:5], control[:5] + 1).p)
+    missing = np.where(np.arange(12) < 4, np.nan, control)
+    assert over_units(missing, control).units == 8
+    assert over_units(missing, control).p == 1.0
+    silent = over_units(control, np.where(np.arange(12) < 3, 0.0, control / 2))  # some answer to one alone
+    assert (silent.ratio, silent.high) == (2.0, np.inf)
+    assert np.isnan(over_units(control - 10, control).ratio)  # below the baseline: no ratio, but a test
+    assert over_units(control - 10, control).p < 0.001
+
+
+def test_over_units_equal_truths_are_found_different_in_5_percent_and_the_interval_holds_the_ratio() -> None:
+    rng = np.random.default_rng(5)
+    false = inside = 0
+    for _ in range(300):
+        control = rng.gamma(3.0, 5.0, 12)
+        false += over_units(control + rng.standard_normal(12), control + rng.standard_normal(12)).p <= 0.05
+        found = over_units(control * np.exp(0.3 + 0.4 * rng.standard_normal(12)), control)
+        inside += found.low <= np.exp(0.3) <= found.high
+    assert at_most(false, 300, 0.05)
+    assert false > 2
+    assert at_most(300 - inside, 300, 0.05)
+    assert inside < 300
 
 
 # --- confusion matrix -------------------------------------------------------------------------------------------------

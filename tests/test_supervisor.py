@@ -140,7 +140,7 @@ def test_stop_is_said_once_to_a_frozen_child_and_no_word_to_it_waits(tmp_path: P
 
         threading.Thread(target=speak, daemon=True).start()
         try:
-            assert done.wait(5), "blocked by a child that does not read"
+            assert done.wait(60), "blocked by a child that does not read"
             assert one.child._unsaid.count(b"stop") <= 1
             frozen.resume()
             end_ns = HostClock().now_ns() + 5 * S
@@ -210,7 +210,7 @@ def test_a_child_that_the_system_does_not_let_die_is_given_up(tmp_path: Path, mo
             assert child.how_ended().startswith(f"cannot be killed: the system holds process {child.process.pid}")
         finally:
             tracer.communicate()
-            child.process.wait(5)
+            child.process.wait(60)
 
 
 # --- the session's lock -----------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_a_picture_that_fails_or_stands_still_holds_up_nobody() -> None:
     picture = Picture(watch, told.append)
     picture.tell("a line")
     picture.watching = True
-    assert stands.wait(5)
+    assert stands.wait(60)
     clock = HostClock(spin_ns=0)
     end_ns = clock.now_ns() + 5 * S
     while picture.error is None:
@@ -506,7 +506,7 @@ def test_one_that_dies_too_often_ends_the_session_in_order(private_screen: str, 
 
 @pytest.mark.display
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_each_process_freezes_once_shortly_and_once_for_too_long(private_screen: str, tmp_path: Path) -> None:
     longest = {"recorder": 2, "rig": 2, "model": 2, "outputs": 2, "source": 2, "view": 2}
     register = make_register(tmp_path / "port")
@@ -539,7 +539,7 @@ def test_each_process_freezes_once_shortly_and_once_for_too_long(private_screen:
 
 
 @pytest.mark.display
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_view_that_stands_still_while_the_session_ends_comes_back_and_makes_the_file(
     private_screen: str, tmp_path: Path
 ) -> None:

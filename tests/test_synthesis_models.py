@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from models.encoders.encoder import rates_of
+from models.encoders.ensemble import Ensemble
 from models.encoders.eye import Eye
 from models.encoders.network import Network, fill_full, linear_nonlinear
 from models.encoders.readouts import Point
@@ -23,11 +24,12 @@ from models.encoders.weights import write_state
 from models.fine_tuning import FILE, FineTuning
 from models.synthesis.devices import described, device_of, wait
 from models.synthesis.engine import Synthesis, synthesise
-from models.synthesis.focus import Focus
+from models.synthesis.focus import Focus, responses_of
 from models.synthesis.objectives import Maximise
 from models.synthesis.starts import draw
 from models.synthesis_bench.comparing import Images, between_models, columns_of
-from models.synthesis_bench.trained import ARCHITECTURE, SESSION, place
+from models.synthesis_bench.fitting import SESSION, architecture, place
+from models.synthesis_bench.pictures import near
 from rig.cli import app
 from rig.clock import FakeClock
 from rig.config.encoders import Architecture
@@ -116,13 +118,29 @@ def test_points_begin_where_units_look_whether_they_know_light_from_dark_or_not(
     at = ((12.0, 14.0), (22.0, 45.0))
     simple = np.maximum(flat @ gabor((36, 64), *at[0]).ravel(), 0)
     complex_cell = sum((flat @ gabor((36, 64), *at[1], phase).ravel()) ** 2 for phase in (0, np.pi / 2))
-    made = Network(ARCHITECTURE, Eye(36, 64), {SESSION: ["simple", "complex"]})
+    made = Network(architecture(16, 3), Eye(36, 64), {SESSION: ["simple", "complex"]})
     place(made, pictures, np.stack([simple, complex_cell], 1).astype(np.float32))
     readout = made.of(SESSION).readout
     assert isinstance(readout, Point)
     rows, columns = readout.shape[1:]
     found = (readout.points().numpy() + 1) / 2 * [columns - 1, rows - 1] + 4  # pixels: the first filters have 9
     assert np.abs(found[:, ::-1] - np.array(at)).max() <= 3
+
+
+def test_pictures_near_images_are_like_them_and_an_ensemble_s_windows_give_its_mean() -> None:
+    rng = np.random.default_rng(0)
+    frames = np.clip(128 + 60 * np.stack([gabor((20, 28), 9, x) for x in (8, 14, 20)]), 0, 255)
+    frames = np.rint(frames).astype(np.uint8)[..., None].repeat(3, 3)
+    found = near(frames, 8, rng)
+    assert found.shape == (27, 20, 28, 3)
+    np.testing.assert_array_equal(found[:3], frames)
+    alike = np.corrcoef(found[..., 0].reshape(27, -1))
+    assert np.median([alike[k, k % 3] for k in range(3, 27)]) > 0.5
+    assert alike[0, 3:].max() < 0.9999
+    encoder = Ensemble((network(1), network(2)))
+    x, units = encoder.eye.see(frames), torch.tensor([[2], [0], [1]])
+    expected = encoder.rates(x).gather(1, units)
+    torch.testing.assert_close(responses_of(encoder, 1)(x, units), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_bench_of_two_networks_runs_and_keeps_them(tmp_path: Path) -> None:
@@ -138,15 +156,22 @@ def test_the_bench_of_two_networks_runs_and_keeps_them(tmp_path: Path) -> None:
     out = tmp_path / "agreement.json"
     command = ["bench", "agreement", "--weights", str(TWIN), "--images", str(tmp_path), "--units", "2", "--starts", "2"]
     command += ["--epochs", "3", "--iterations", "4", "--threads", "1", "--out", str(tmp_path), "--json", str(out)]
+    command += ["--learned", "5", "--members", "2", "--rounds", "1", "--filters", "4", "--layers", "2"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
+    assert "round 1: own images drive the units to" in done.output
     found = json.loads(out.read_text())
     assert -1 <= found["agreement_with_other"] <= 1
     assert len(found["rows_with_other"]) == 2
     assert len(found["share_of_truth"]) == len(found["score_median"]) == 2
-    first, second = (read_network(tmp_path / f"network_{k}.safetensors") for k in (1, 2))
-    assert first.units == second.units == tuple(row["unit"] for row in found["rows_with_other"])
-    assert first.name != second.name
+    made = [read_network(tmp_path / f"network_{k}.safetensors") for k in ("1_1", "1_2", "2_1", "2_2")]
+    assert len({network.name for network in made}) == 4
+    units = made[0].units
+    assert all((network.units, network.core.shape[0]) == (units, 4) for network in made)
+    assert (len(units), units[:2]) == (5, tuple(row["unit"] for row in found["rows_with_other"]))
+    fewer = CliRunner().invoke(app, [*command, "--learned", "1"])
+    assert fewer.exit_code == 2
+    assert "learned: 1 of 2 units" in fewer.stderr
     empty = CliRunner().invoke(app, [*command[:5], str(tmp_path / "none"), *command[6:]])
     assert empty.exit_code == 2
     assert "0 pictures" in empty.stderr

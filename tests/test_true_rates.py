@@ -24,6 +24,7 @@ def test_true_rates_are_those_of_the_neurons_and_verdicts_those_of_the_log(journ
     entries = [e.document for e in read_all(journal)]
     last = [d for d in entries if isinstance(d, ModelUpdated)][-1]
     (one,) = truths(journal.parent, build_for)
+    assert isinstance(one, PhaseTruth)
     cells = build_for(config_of(session_start(journal)))
     frames = {
         s.id: d.frames[s.spec.row]
@@ -79,7 +80,7 @@ def test_a_real_animal_has_no_known_truth(journal: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="a real animal was recorded, whose true rates nobody knows"):
         truths(write(tmp_path / "real", real).parent, build_for)
     simulated = write(tmp_path / "short", [first, *others[:50]]).parent
-    with pytest.raises(ConfigError, match="no images of an inception phase were shown back"):
+    with pytest.raises(ConfigError, match="no images of an inception or control phase were shown back"):
         truths(simulated, build_for)
     with pytest.raises(ConfigError, match=r"holds no session\.journal"):
         truths(tmp_path, build_for)

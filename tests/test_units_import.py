@@ -360,7 +360,7 @@ def test_the_curators_word_goes_before_the_sorters(phy: Path) -> None:
 
 def stimloop(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*STIMLOOP, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        [*STIMLOOP, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=200,
         env={**os.environ, "COLUMNS": "160"},
     )  # fmt: skip
 

@@ -158,7 +158,7 @@ def test_an_unchanged_process_has_the_replays_clock_for_its_host_clock(tmp_path:
     time.set(123_456_789_000, 0.0)
     code = "from rig.clock import HostClock; print(HostClock().now_ns())"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True,
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
         env={**os.environ, **ReplayTime.environment(tmp_path / "clock")},
     )  # fmt: skip
     time.close()
@@ -181,7 +181,7 @@ def test_a_replays_clock_in_the_environment_of_a_live_session_is_refused(
     ReplayTime.make(tmp_path / "clock").close()
     given = left_over.format(clock=tmp_path / "clock", pid=os.getpid())
     done = subprocess.run(
-        [sys.executable, "-m", "rig.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=30,
+        [sys.executable, "-m", "rig.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=200,
         env={**os.environ, REPLAY_VARIABLE: given},
     )  # fmt: skip
     assert done.returncode == 2
@@ -200,7 +200,7 @@ def test_a_process_of_a_replay_says_so_in_the_log(tmp_path: Path) -> None:
     asked = [sys.executable, "-c", code]
     notes = {
         with_page: subprocess.run(
-            asked, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True,
+            asked, cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
             env=dict(os.environ) | (ReplayTime.environment(tmp_path / "clock") if with_page else {}),
         ).stdout
         for with_page in (False, True)

@@ -22,7 +22,7 @@ from rig.messages import (
 from rig.recording.journal import read_all
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.display, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.display, pytest.mark.timeout(400)]
 
 
 def run_short(tmp_path: Path, name: str, changes: dict[str, Any]) -> list[Entry]:

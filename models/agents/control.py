@@ -16,7 +16,7 @@ from models.agents.inception import Inception
 from models.agents.inception_making import Making
 from models.agents.types import F64, Told
 from models.control.making import PopulationControl, goals
-from models.control.natural import Norm, best_by_halves, norm_of
+from models.control.natural import Norm, best_by_halves, norm_of, range_of
 from models.control.results import Shown, compared, of_goals
 from models.encoders.core_files import Cores
 from models.inception.learner import table
@@ -58,7 +58,8 @@ class Control:
         """Return figures, those of a site or a goal after its name and a colon; without data they are left out.
 
         Of the model and the choice of sites: as the inception agent. After the choice `SITE: natural_mean`,
-        `natural_sd` (spikes/s): what responses are z-scored by. Of a goal ("stretch SITE", "one_hot SITE", "target
+        `natural_sd` (spikes/s): what responses are z-scored by; `natural_low`, `natural_high`: the lowest and highest
+        mean response to a held-out image. Of a goal ("stretch SITE", "one_hot SITE", "target
         NAME"): the score of each image ("1" is the model's favourite, "natural", "predicted") with _se and _n;
         best_made, best_natural: chosen by half of the repeats, scored by the others. When all was shown: less_natural
         (1 less natural) with low_, high_, p_, q_, likewise predicted; halves_natural: the best held-out image by
@@ -67,10 +68,11 @@ class Control:
         """
         out = self.loop.learning()
         if self.loop.chosen:
-            norm = self._norm()
+            norm, (low, high) = self._norm(), range_of(self._sums, self.loop.natural.train)
             for site in sorted({site for goal in goals(self.phase, self.loop) for site in goal.sites}):
                 name = self.loop.units[site]
-                out[f"{name}: natural_mean"], out[f"{name}: natural_sd"] = float(norm.mean[site]), float(norm.sd[site])
+                figures = {"mean": norm.mean, "sd": norm.sd, "low": low, "high": high}
+                out |= {f"{name}: natural_{what}": float(values[site]) for what, values in figures.items()}
             every = self.shown(norm)
             out |= of_goals(every)
             if self.loop.back_block >= 0 and self.finished() is not None:  # no test before all was shown

@@ -10,8 +10,8 @@ What is claimed of the images rests on the last stage alone. Everything that tak
 of a block, while the rest of the block before is on the screen; the agent moves on when its result is taken.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from rig.config.inception import InceptionPhase
 from rig.messages import ImageScore
 from stimuli.spec import Place, Stimulus
 
+Kind = TypeVar("Kind")
 SCORE_NAMES = ("heldout_r", "r2_er", "oracle")  # in the report: those of models.inception.learner.SCORES
 
 
@@ -62,6 +63,7 @@ class Inception:
         if len(self._at) != len(natural.stimuli):
             raise ValueError("two images of the banks have the same id; give one bank another name")
         self._seen: dict[int, F32] = {}  # what the eye sees of natural images: only saves time
+        self.remembering = False  # whether the step just taken only filled memory: such steps are not counted
         self.rng = rng
         self._ledger = Ledger(len(units))
         self.block = -1
@@ -130,8 +132,9 @@ class Inception:
         images shown back: means over their repeats by kind, *_se, *_n; row_maximum: share of units that their own image
         drove more than any other. When all are shown: its p and interval (_p, _low, _high); for each control p_* and
         q_*; and over units better_* and worse_*: the share that their own image drove more, or less, than the control,
-        with q at most `chance`. Of networks: bank_heldout_r, the heldout_r of the bank of features on the same
-        presentations, and network1_epochs, network1_validation_r and so on (models.inception.networks).
+        with q at most `chance`; population_*: the same over all units together (models.inception.results). Of networks:
+        bank_heldout_r, the heldout_r of the bank of features on the same presentations, and network1_epochs,
+        network1_validation_r and so on (models.inception.networks).
         """
         out = self.learning() | self._shown_back()
         return {name: value for name, value in out.items() if np.isfinite(value)}
@@ -251,7 +254,7 @@ class Inception:
         trained = None if self.networks is None else self.networks.encoder()
         if trained is not None:
             return trained
-        return FeatureReadout(self.units, self.eye, *self.known().weights())
+        return FeatureReadout(self.units, self.eye, self.known().weights, self.known().offset)
 
     def known(self) -> Learner:
         """Return what was learnt; raises RuntimeError before the first block."""
@@ -264,6 +267,25 @@ class Inception:
         if image not in self._seen:
             self._seen[image] = self.eye.see(self.picture(self.natural.stimuli[image])[None])[0].numpy()
         return self._seen[image]
+
+    def look(self, images: Iterable[int]) -> Generator[None, None, None]:
+        """Yield after each natural image that the eye has not seen yet: then `seen` is quick for all of them."""
+        for image in images:
+            if image not in self._seen:
+                self.seen(image)
+                self.remembering = True
+                yield
+
+    def again(self, steps: Generator[None, None, Kind]) -> Generator[None, None, Kind]:
+        """Yield after each of some steps that only a restart makes necessary; return what they lead to."""
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: Kind = end.value
+                return found
+            self.remembering = True
+            yield
 
     def move_on(self, batch: Batch, outcome: Outcome) -> None:
         """Take over the next block and what was computed behind the one before."""

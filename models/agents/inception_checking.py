@@ -45,10 +45,13 @@ def _given(agent: "Inception") -> Generator[None, None, Given]:
     encoder = agent.encoder()
     most = MOST_IMAGES if isinstance(encoder, FeatureReadout) else MOST_OF_NETWORK
     some = np.linspace(0, train - 1, min(train, most)).round().astype(int).tolist()
+    yield from agent.look([*some, *range(train, every)])
     fitted = np.stack([agent.seen(k) for k in some])
     yield
     held_out = np.stack([agent.seen(k) for k in range(train, every)])
     rows = [(image - train, rates) for image, rates in agent.test]
-    linear = agent.known().linear()
+    linear = agent.known().linear
+    if linear is None:
+        raise RuntimeError("units were not chosen yet; they come before the checks of their images")
     yield
     return Given(encoder, fitted, held_out, table(rows, every - train, len(agent.units)), linear)

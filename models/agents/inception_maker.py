@@ -12,7 +12,6 @@ import numpy as np
 from models.inception.images import images_for
 from models.inception.learner import Judged, Learner, judged
 from models.inception.made import Made
-from rig.config.inception import UNITS_AT_ONCE
 
 if TYPE_CHECKING:
     from models.agents.inception import Inception
@@ -52,6 +51,6 @@ class MostExciting:
         """Return the images of the next few units."""
         if agent.gabors is None:
             raise RuntimeError("the grid of Gabors was not searched yet; it comes first")
-        first = len(agent.made)
-        units = [one.unit for one in agent.chosen[first : first + UNITS_AT_ONCE]]
-        return (yield from images_for(agent, units, agent.gabors[first : first + UNITS_AT_ONCE], rng))
+        some = slice(len(agent.made), len(agent.made) + agent.phase.units_at_once)
+        units = [one.unit for one in agent.chosen[some]]
+        return (yield from images_for(agent, units, agent.gabors[some], rng))

@@ -72,10 +72,14 @@ class Making:
         self._taken = False
 
     def step(self) -> bool:
-        """Take one step; return True when finished. Further calls change nothing."""
+        """Take one step; return True when finished. Further calls change nothing.
+
+        What only fills memory is not counted: how much of it there is to do depends on restarts.
+        """
         if self._batch is None:
+            self._agent.remembering = False
             self._batch = next(self._computation)
-            self.steps += 1
+            self.steps += not self._agent.remembering
             if self._batch is not None:
                 self._computation.close()  # it refers to this work: what was learnt before would stay in memory
         return self._batch is not None
@@ -128,7 +132,9 @@ class Making:
             learner = Learner.empty(agent.units, some)
         if self._rows:
             x = yield from self._features([image for image, _ in self._rows])
-            learner = learner.with_rows(x, np.stack([rates for _, rates in self._rows]))
+            if learner.forgotten:
+                learner = yield from agent.again(learner.remembered())
+            learner = yield from learner.with_rows(x, np.stack([rates for _, rates in self._rows]))
             out.learnt = len(self._rows)
             yield
         test_x = yield from self._features(range(agent.natural.train, len(agent.natural.stimuli)))
@@ -162,6 +168,7 @@ class Making:
 
     def _features(self, images: Sequence[int]) -> Generator[None, None, F32]:
         """Yield after each step; return the features (image, feature) of natural images."""
+        yield from self._agent.look(images)
         parts = []
         for k in range(0, len(images), CHUNK):
             seen = torch.from_numpy(np.stack([self._agent.seen(image) for image in images[k : k + CHUNK]]))
@@ -175,6 +182,7 @@ class Making:
         learner = self._outcome.learner
         assert learner is not None  # noqa: S101 - `_learn` comes first
         self._outcome.judged = yield from self._maker.judge(self._agent, learner)
+        self._outcome.learner = yield from learner.concluded()
         yield
 
     def _grid(self) -> Generator[None, None, None]:
@@ -207,8 +215,8 @@ class Making:
         slots = [Slot(stimulus=at[image], role="reference") for image in shown]
         slots += [Slot(stimulus=len(distinct), role="blank")] * phase.blanks
         plan = tuple(slots[k] for k in order)
-        # While images are made almost the whole block is on the screen behind the computation.
-        begin = len(plan) // 2 if images else len(plan) // 5
+        # While networks learn or images are made almost the whole block is on the screen behind the computation.
+        begin = len(plan) // 2 if images and agent.networks is None else len(plan) // 5
         held = tuple(k for k, image in enumerate(distinct) if agent.natural.held_out(image))
         return self._block(
             tuple(agent.natural.stimuli[k] for k in distinct), plan, len(plan) if none_chosen else max(1, begin),

@@ -4,14 +4,17 @@ Called by the builder, and only for such a phase: it loads torch.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
+import torch
 
 from models.agents.inception import Inception
 from models.agents.types import U8
 from models.encoders.core_files import read_cores
 from models.inception.encoder import eye_for
-from models.inception.networks import Networks
+from models.inception.features import SIDE, features
+from models.inception.networks import Networks, inner_eye
 from models.inception.schedule import blocks, choose
 from rig.config.encoders import NetworkEncoder
 from rig.config.inception import InceptionPhase
@@ -37,6 +40,7 @@ def build_inception(
     earlier session do not fit.
     """
     natural = choose(pools, phase.train, phase.test, f"phases.{phase_index}")
+    features(torch.zeros((1, 1, SIDE, SIDE)))  # its Gabors are computed here, and not in a step behind a block
 
     def picture(stimulus: Stimulus) -> U8:
         assert isinstance(stimulus.spec, BankImage)  # noqa: S101 - pools are of banks
@@ -53,7 +57,9 @@ def build_inception(
 def _networks(phase: InceptionPhase, config: NetworkEncoder, agent: Inception, where: str, seed: int) -> Networks:
     """Return the networks of a phase before training. Raises ValueError where the cores to begin from do not fit."""
     try:
-        start = [] if config.start is None else read_cores(config.start, config.architecture(), agent.eye)
+        eye = inner_eye(config, agent.eye)
+        cores = partial(read_cores, architecture=config.architecture(), eye=eye, sha256=config.start_sha256)
+        start = [] if config.start is None else cores(config.start)
         expected = phase.train * phase.train_repeats
         return Networks(config, agent.units, agent.eye, phase.train, expected, agent.seen, seed, start)
     except ValueError as error:

@@ -42,7 +42,7 @@ HOW = {
 SILENT = "the same mean response to every natural image"
 NO_GOAL = "there is no goal for it: one_hot needs two sites"
 CONTRAST_OF = 100  # natural images whose median contrast is taken
-CHUNK = 4  # natural images in one step: they may have to be drawn anew
+CHUNK = 4  # natural images in one step
 
 
 def goals(phase: ControlPhase, agent: "Inception") -> tuple[Goal, ...]:
@@ -118,11 +118,13 @@ class PopulationControl:
         starts = draw(["display"] * self._phase.starts, len(some), encoder.eye, settings, rng)
         for goal, k in np.ndindex(len(some), self._phase.starts):
             if k % 2:  # every other start is a natural image: ascents from noise alone end alike
-                seen = torch.from_numpy(agent.seen(int(rng.integers(agent.natural.train))))
+                image = int(rng.integers(agent.natural.train))
+                yield from agent.look([image])
+                seen = torch.from_numpy(agent.seen(image))
                 starts[goal, k] = encoder.eye.levels(seen[None])[0].clamp(0.0, HIGHEST).numpy()
         yield
         work = Synthesis(encoder, objective_for(some, norm.mean, norm.sd), starts, settings)
-        while not work.step():
+        while not work.part():
             yield
         return work.result()
 
@@ -161,6 +163,7 @@ def _correlation(rates: F64, a: int, b: int) -> float:
 def _predicted(agent: "Inception") -> Generator[None, None, F64]:
     """Yield after each step; return the predicted responses (image, unit) to all natural images."""
     encoder, count, parts = agent.encoder(), len(agent.natural.stimuli), []
+    yield from agent.look(range(count))
     for first in range(0, count, CHUNK):
         x = torch.from_numpy(np.stack([agent.seen(k) for k in range(first, min(first + CHUNK, count))]))
         with torch.no_grad():
@@ -172,8 +175,8 @@ def _predicted(agent: "Inception") -> Generator[None, None, F64]:
 def _contrast(agent: "Inception") -> Generator[None, None, float]:
     """Yield after each step; return the median RMS contrast of the natural images."""
     some, found = agent.natural.stimuli[:CONTRAST_OF], []
-    for first in range(0, len(some), CHUNK):
-        found += [frame_levels(agent.picture(one))[1] for one in some[first : first + CHUNK]]
+    for one in some:
+        found.append(frame_levels(agent.picture(one))[1])
         yield
     return float(np.median(found))
 

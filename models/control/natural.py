@@ -42,6 +42,15 @@ def norm_of(sums: ImageSums, train: int) -> Norm:
     return Norm(mean, np.where((count > 1) & (sd > 0), sd, np.nan))
 
 
+def range_of(sums: ImageSums, train: int) -> tuple[F64, F64]:
+    """Return the lowest and highest mean response (unit,) to a held-out natural image, spikes/s; NaN without any."""
+    means = _means(sums)[train:]
+    there = np.isfinite(means)
+    low = np.where(there, means, np.inf).min(axis=0, initial=np.inf)
+    high = np.where(there, means, -np.inf).max(axis=0, initial=-np.inf)
+    return np.where(np.isfinite(low), low, np.nan), np.where(np.isfinite(high), high, np.nan)
+
+
 def shrunk(sums: ImageSums, train: int) -> F64:
     """Return estimates (image, unit) of the true mean responses, from what was measured alone.
 

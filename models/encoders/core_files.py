@@ -1,5 +1,6 @@
 """Cores for another day, in one safetensors file: what networks learnt that belongs to none of their units."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,9 +40,17 @@ def write_cores(path: Path, cores: Cores) -> None:
     os.replace(beside, path)
 
 
-def read_cores(path: Path, architecture: Architecture, eye: Eye) -> list[Arrays]:
-    """Return the cores that `write_cores` wrote, for networks of this architecture and eye. Raises ValueError."""
+def read_cores(path: Path, architecture: Architecture, eye: Eye, sha256: str | None = None) -> list[Arrays]:
+    """Return the cores that `write_cores` wrote, for networks of this architecture and eye.
+
+    `sha256`: hash of the file, hexadecimal, where only that one will do. Raises ValueError.
+    """
     state = read_state(path)
+    if sha256 is not None and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
+        raise ValueError(
+            f"{path}: another file than the one that the session began from (its sha256 is {found[:12]}..., that one's "
+            f"was {sha256[:12]}...); put that one back"
+        )
     if state.get("kind") != KIND:
         raise ValueError(f"{path}: holds a {state.get('kind')}, no cores; give a file of a session's folder encoders")
     for name, mine in head_of(architecture, eye).items():

@@ -6,6 +6,8 @@ of an unfinished batch, the generator; restored, the fit goes on bit for bit on 
 
 Adam on the summed loss times sqrt(presentations / batch) plus regularisers; after an epoch the held-out images are
 scored (mean correlation over units); a plateau takes the best weights back and lowers the rate (Willeke et al. 2022).
+With `averaging` running means of the weights are scored and kept (Polyak and Juditsky 1992): good at the end of every
+epoch, at a rate that is still high, as it must be where presentations keep coming.
 """
 
 import copy
@@ -18,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.encoders.averaging import RunningMeans
 from models.encoders.cores import Backbone, Pixels
 from models.encoders.frozen import FrozenFeatures
 from models.encoders.network import Network
@@ -95,6 +98,7 @@ class Fit:
         self._jobs: list[Job] = []
         self._order = self._rng.bit_generator.state
         self._best_weights: Arrays = {}
+        self._means = RunningMeans(training.averaging)
         self._begin()
 
     # --- what callers ask ---------------------------------------------------------------------------------------------
@@ -133,9 +137,10 @@ class Fit:
         return self.network.eval().requires_grad_(False)
 
     def extend(self, recordings: Mapping[str, Recording]) -> None:
-        """Go on with more presentations: from the best weights so far, at the first rate. Raises ValueError.
+        """Go on with more presentations, at the first rate: from the best weights so far. Raises ValueError.
 
-        Images that there were keep their place and stay trained on or held out.
+        With `averaging` from the weights as they are, for their means are what counts. Images that there were keep
+        their place and stay trained on or held out.
         """
         for session, recording in recordings.items():
             old = self.recordings.get(session)
@@ -146,7 +151,8 @@ class Fit:
             if len(recording.images) < count or not np.array_equal(recording.held_out[:count], old.held_out):
                 raise ValueError(f"session {session}: held-out images are chosen once; give the earlier images first")
             self.recordings[session] = recording
-        if self._best_weights:
+        self._means.take_out_of(self.network)
+        if self._best_weights and not self.training.averaging:
             take_weights(self.network, self._best_weights)
         self._begin()
 
@@ -173,6 +179,7 @@ class Fit:
         self._optimiser = self._adam()
         self._take_moments(moments)
         self._best_weights = {}
+        self._means.begin()
         self._begin()
 
     def state(self) -> dict[str, Any]:
@@ -181,6 +188,7 @@ class Fit:
         return {
             "network": self.network.state(),
             "best_weights": {name: array.copy() for name, array in self._best_weights.items()},
+            "means": self._means.state(),
             "moments": {n: {k: t.numpy().copy() for k, t in m.items()} for n, m in self._moments().items()},
             "gradients": gradients,
             "rng": copy.deepcopy(self._rng.bit_generator.state),
@@ -211,6 +219,7 @@ class Fit:
         for name, gradient in state["gradients"].items():
             parameters[name].grad = torch.from_numpy(np.array(gradient))
         self._best_weights = {name: np.array(array) for name, array in state["best_weights"].items()}
+        self._means.restore(state["means"])
         self._scoring, self._order = bool(state["scoring"]), state["order"]
         self._rng.bit_generator.state = self._order
         self._jobs = self._held_out_jobs() if self._scoring else self._epoch_jobs()
@@ -237,6 +246,7 @@ class Fit:
 
     def _start_scoring(self) -> None:
         self._scoring, self._at, self._jobs = True, 0, self._held_out_jobs()
+        self._means.put_into(self.network)
         self._correlations = {s: Correlations(len(self.network.of(s).units)) for s in self.recordings}
 
     def _start_epoch(self) -> None:
@@ -255,6 +265,7 @@ class Fit:
             self._best, self._misses, self._best_weights = self._newest, 0, weights_of(self.network)
         else:
             self._misses += 1
+        self._means.take_out_of(self.network)
         self._after_score()
 
     def _after_score(self) -> None:
@@ -262,6 +273,7 @@ class Fit:
         training = self.training
         if self._misses >= training.patience:
             take_weights(self.network, self._best_weights)
+            self._means.begin()
             if self._decays == training.decays:
                 self._finished = "no better score"
                 return
@@ -324,6 +336,7 @@ class Fit:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         keep_points_inside(network, job.session)
+        self._means.add(network)
 
     def _score(self, job: Job) -> None:
         with torch.inference_mode():

@@ -17,7 +17,7 @@ from models.inception.features import linear_features, picture_of
 from models.inception.learner import INTERVALS, LINEAR_RIDGES
 from models.inception.made import MEI, Made
 from models.metrics.score import scores
-from models.readouts.primal import fit
+from models.readouts.primal import fit_in_steps
 from models.synthesis.tuning import ContrastTuning, tuning_in_steps
 from rig.config.synthesis import Synthesis as Settings
 
@@ -61,7 +61,7 @@ def checked(given: Given, made: Made) -> Generator[None, None, dict[str, float]]
     out |= {f"eigenvalue_{k + 1}": float(share) for k, share in enumerate(shares[:EIGENVALUES])}
     out["dimensions"] = float(1 / np.sum(shares**2))  # participation ratio
     own = yield from _rates(given.encoder, unit, given.held_out)
-    out |= _linear_models(given, unit, predicted, own)
+    out |= yield from _linear_models(given, unit, predicted, own)
     yield
     mean = _means(given.responses[:, :, unit])
     tests = linear_features(torch.from_numpy(given.held_out)).numpy().astype(np.float64)
@@ -93,7 +93,10 @@ def gradients(encoder: Encoder, unit: int, images: F32) -> Generator[None, None,
         rates.append(rate.detach().double().numpy())
         yield
     g = np.concatenate(slopes)
-    values = np.maximum(np.linalg.eigvalsh(g @ g.T)[::-1], 0.0)  # those of the (pixel, pixel) matrix but for zeros
+    yield
+    products = g @ g.T  # has the eigenvalues of the (pixel, pixel) matrix but for zeros
+    yield
+    values = np.maximum(np.linalg.eigvalsh(products)[::-1], 0.0)
     total = float(values.sum())
     yield
     return values / total if total > 0 else np.full(len(values), np.nan), np.concatenate(rates)
@@ -109,7 +112,9 @@ def _rates(encoder: Encoder, unit: int, images: F32) -> Generator[None, None, F6
     return np.asarray(torch.cat(parts).double().numpy(), np.float64)
 
 
-def _linear_models(given: Given, unit: int, predicted: F64, own: F64) -> dict[str, float]:
+def _linear_models(
+    given: Given, unit: int, predicted: F64, own: F64
+) -> Generator[None, None, dict[str, float]]:
     """Return scores of the encoder, of the linear model of the responses and of that of the encoder's predictions.
 
     And the likeness of both linear models. "RFs of the linearized CNN model": the linear model fitted to what the
@@ -120,10 +125,13 @@ def _linear_models(given: Given, unit: int, predicted: F64, own: F64) -> dict[st
     x = linear_features(torch.from_numpy(given.fitted)).numpy().astype(np.float64)
     spread = x.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
-    linearised = fit(x / scale, predicted[:, None], LINEAR_RIDGES).weights[:, 0] / scale
+    yield
+    fitted = yield from fit_in_steps(x / scale, predicted[:, None], LINEAR_RIDGES)
+    linearised = fitted.weights[:, 0] / scale
     weights = np.stack([given.linear[:, unit], linearised], axis=1)
     tests = linear_features(torch.from_numpy(given.held_out)).numpy().astype(np.float64)
     said = np.column_stack([own, tests @ weights])
+    yield
     found = scores(said, np.repeat(given.responses[:, :, [unit]], 3, axis=2), [SCORE], INTERVALS)[SCORE]
     out: dict[str, float] = {}
     for k, name in enumerate(("encoder_r", "linear_r", "linearised_r")):
@@ -139,12 +147,18 @@ def ranked(output: F64, mean: F64) -> float:
 
     "MEIs as linear filters": ranks, so that no nonlinearity behind the filter need be known. NaN where nothing varies.
     """
-    from scipy import stats  # not at the top: a process that only folds starts half a second sooner
-
     known = np.isfinite(mean)
     if known.sum() < 3 or np.ptp(output[known]) == 0 or np.ptp(mean[known]) == 0:
         return float("nan")
-    return float(stats.spearmanr(output[known], mean[known]).statistic)
+    ranks = np.stack([_ranks(output[known]), _ranks(mean[known])])
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: F64) -> F64:
+    """Return ranks (n,) from 1, ties their mean (by hand: scipy.stats takes half a second to load)."""
+    _, which, count = np.unique(values, return_inverse=True, return_counts=True)
+    out: F64 = (np.cumsum(count) - (count - 1) / 2)[which]
+    return out
 
 
 def _means(responses: F64) -> F64:

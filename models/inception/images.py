@@ -3,7 +3,7 @@
 Yields after each step of about 10 ms, so that it can be done behind what is on the screen.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,14 +14,15 @@ import torch
 from models.encoders.encoder import Encoder, rates_of
 from models.encoders.eye import LUMINANCE, Eye
 from models.inception import gabors
+from models.inception.encoder import FeatureReadout
 from models.inception.features import picture_of
 from models.inception.learner import Learner
 from models.inception.made import HOW, MEI, NATURAL, Made, MadeImage, at_contrast
-from models.inception.matching import alike, enlarged
+from models.inception.matching import alike_in_steps, enlarged
 from models.inception.schedule import NaturalSet
 from models.synthesis.agreement import agreement
 from models.synthesis.engine import Synthesis, Synthesised, levels_seen
-from models.synthesis.frames import displayed
+from models.synthesis.frames import displaying
 from models.synthesis.masks import image_mask
 from models.synthesis.objectives import Maximise
 from models.synthesis.starts import draw
@@ -35,8 +36,8 @@ U8 = npt.NDArray[np.uint8]
 
 Pictures = dict[str, tuple[F64, str]]  # by kind: (y, x), and the natural image that it was made of
 
-GRID_CHUNK = 128  # Gabors in one step
-NATURAL_CHUNK = 64  # natural images in one step
+GRID_CHUNK = 128  # Gabors in one step, of the bank of features; networks take about ten times as long
+NATURAL_CHUNK = 16  # natural images in one step
 GABOR_STARTS = 4  # best Gabors of the grid from which the ascent begins
 
 
@@ -58,6 +59,10 @@ class Knows(Protocol):
         """Return what the eye sees of a natural image, (1, side, side)."""
         ...
 
+    def look(self, images: Iterable[int]) -> Generator[None, None, None]:
+        """Yield after each natural image that the eye has not seen yet: then `seen` is quick for all of them."""
+        ...
+
     def picture(self, stimulus: Stimulus) -> U8:
         """Return the frame (y, x, rgb) of a natural image."""
         ...
@@ -71,8 +76,9 @@ def best_of_grid(
     every, side = gabors.grid(step), encoder.eye.height
     rates: F32 = np.empty((0, len(units)), np.float32)
     at = np.empty((0, len(units)), np.int64)
-    for first in range(0, len(every), GRID_CHUNK):
-        some = every[first : first + GRID_CHUNK]
+    together = GRID_CHUNK if isinstance(encoder, FeatureReadout) else NATURAL_CHUNK
+    for first in range(0, len(every), together):
+        some = every[first : first + together]
         with torch.no_grad():
             new = encoder.rates(gabors.drawn(torch.from_numpy(some), side, contrast), columns).numpy()
         rates = np.concatenate([rates, new])
@@ -93,14 +99,15 @@ def images_for(
     optimised = None
     if "gabor_optimised" in phase.controls:
         optimised = yield from gabors.best_gabors(encoder, units, grid, phase.contrast)
+    yield from agent.look(range(agent.natural.train))
     light = np.concatenate([agent.seen(k) for k in range(agent.natural.train)])  # (image, side, side)
     yield
-    linear = agent.known().linear() if "linear" in phase.controls else None
-    yield
+    linear = agent.known().linear if "linear" in phase.controls else None
     made = []
     for k, unit in enumerate(units):
         own = synthesised.frames[k, synthesised.best[k]]
         window = _window(own, encoder)
+        yield
         pictures: Pictures = {MEI: (own[..., 0].astype(np.float64), "")}
         if linear is not None:
             pictures["linear"] = enlarged(picture_of(linear[:, unit].astype(np.float32)), shape), ""
@@ -112,23 +119,31 @@ def images_for(
             if control in phase.controls:
                 best = yield from _best_natural(encoder, unit, light, under, phase.contrast)
                 stimulus = agent.natural.stimuli[best]
-                pictures[control] = _cut(agent.picture(stimulus), under), stimulus.id
+                picture = agent.picture(stimulus)
+                yield
+                pictures[control] = _cut(picture, under), stimulus.id
+                yield
         large = enlarged(window.astype(np.float32), shape).clip(0.0, 1.0)
         found = agreement(synthesised.frames[k], synthesised.rates[k, :, 0], large)
-        one = _made(encoder, unit, pictures, phase.contrast, found.median)
+        yield
+        one = yield from _made(encoder, unit, pictures, phase.contrast, found.median)
         yield
         tuned = yield from _at_contrasts(encoder, one, phase.contrast_tuning)
         made.append(replace(one, images=one.images | tuned))
     return tuple(made)
 
 
-def _made(encoder: Encoder, unit: int, pictures: Pictures, contrast: float, agrees: float) -> Made:
-    """Return the images of a unit, alike in mean level and contrast."""
+def _made(
+    encoder: Encoder, unit: int, pictures: Pictures, contrast: float, agrees: float
+) -> Generator[None, None, Made]:
+    """Yield after each step; return the images of a unit, alike in mean level and contrast."""
     # A unit whose linear fit found nothing has no linear receptive field to show.
     pictures = {kind: pair for kind, pair in pictures.items() if np.std(pair[0]) > 0}
-    frames, reached = alike([picture for picture, _ in pictures.values()], encoder.eye.mean[0], contrast)
+    values = [picture for picture, _ in pictures.values()]
+    frames, reached = yield from alike_in_steps(values, encoder.eye.mean[0], contrast)
     stacked = np.stack(frames)
     predicted = rates_of(encoder, stacked)[:, unit]
+    yield
     codes = encoder.eye.see(stacked).flatten(1).numpy()
     images = {
         kind: MadeImage(codes[j].copy(), frames[j], float(predicted[j]), of)
@@ -140,7 +155,7 @@ def _made(encoder: Encoder, unit: int, pictures: Pictures, contrast: float, agre
 def _at_contrasts(
     encoder: Encoder, made: Made, contrasts: Sequence[float]
 ) -> Generator[None, None, dict[str, MadeImage]]:
-    """Yield after each image; return the most exciting and the best natural one at other contrasts, by kind.
+    """Yield after each step; return the most exciting and the best natural one at other contrasts, by kind.
 
     A contrast that a picture cannot reach, because it would clip before, is left out.
     """
@@ -151,7 +166,7 @@ def _at_contrasts(
         of = made.images[kind]
         levels = torch.from_numpy(of.frame.astype(np.float64)).permute(2, 0, 1)[None]
         for contrast in sorted(contrasts):
-            found = displayed(levels, Settings(mean_level=encoder.eye.mean[0], contrast=contrast))
+            found = yield from displaying(levels, Settings(mean_level=encoder.eye.mean[0], contrast=contrast))
             yield
             if found.reached[0]:
                 code = encoder.eye.see(found.frames).flatten().numpy()
@@ -182,7 +197,7 @@ def _most_exciting(
     settings = settings_for(phase.iterations, phase.contrast, encoder.eye, shape)
     starts = draw(["display"] * phase.starts, len(units), encoder.eye, settings, rng)
     work = Synthesis(encoder, Maximise(tuple(units)), starts, settings)
-    while not work.step():
+    while not work.part():
         yield
     return work.result()
 

@@ -1,10 +1,10 @@
 """What the inception agent has learnt so far: the readout fitted to what was told, and its honest scores.
 
-Held-out images are never in the fit. Pure; a fit makes a new learner and leaves the old one as it was.
+Held-out images are never in the fit. Pure; a fit makes a new learner and leaves the old one as it was. What takes long
+yields after each step of about 10 ms.
 """
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from models.inception.features import COUNT, LINEAR
 from models.metrics.intervals import Bootstrap
 from models.metrics.score import scores
 from models.readouts.kernels import Kernel
-from models.readouts.primal import fit
+from models.readouts.primal import fit_in_steps
 from models.readouts.streaming import StreamingReadout
 
 F32 = npt.NDArray[np.float32]
@@ -36,10 +36,23 @@ class Learner:
     units: tuple[str, ...]
     scale: F64
     """(2, feature): mean and sd of the features over natural images, fixed before the first response."""
-    readout: StreamingReadout
-    """Never changed once it is here: a fit changes a copy."""
     scores: F64
     """(score of SCORES, unit, value and ends of its 95 % interval) on held-out images; NaN where not defined."""
+    weights: F64
+    """(feature, unit): with `offset` they predict rates; zeros for a unit without responses."""
+    offset: F64
+    """(unit,)."""
+    presentations: int = 0
+    """How many are in the fit."""
+    told: tuple[tuple[F32, F64], ...] = ()
+    """Of each fit: standardised features (presentation, feature) and rates (presentation, unit); () once `concluded`.
+
+    The readout is derived from them.
+    """
+    linear: F64 | None = None
+    """(linear feature, unit): weights of a readout of the linear features alone; None until `concluded`."""
+    readout: StreamingReadout | None = None
+    """Never changed once it is here: a fit changes a copy. None: the next fit begins with all that was told."""
 
     @staticmethod
     def empty(units: tuple[str, ...], features: F32) -> "Learner":
@@ -47,12 +60,7 @@ class Learner:
         sd = features.std(axis=0, dtype=np.float64)
         scale = np.stack([features.mean(axis=0, dtype=np.float64), np.where(sd > 0, sd, 1.0)])
         none = np.full((len(SCORES), len(units), 3), np.nan)
-        return Learner(units, scale, _readout(COUNT), none)
-
-    @property
-    def presentations(self) -> int:
-        """Return how many are in the fit."""
-        return self.readout.readout.trials
+        return Learner(units, scale, none, np.zeros((COUNT, len(units))), np.zeros(len(units)))
 
     @property
     def score(self) -> F64:
@@ -66,24 +74,44 @@ class Learner:
         known = self.score[np.isfinite(self.score)]
         return float(np.median(known)) if len(known) else float("nan")
 
-    def with_rows(self, x: F32, y: F64) -> "Learner":
+    def with_rows(self, x: F32, y: F64) -> Generator[None, None, "Learner"]:
         """Return one that was also told these: features (presentation, feature), rates (presentation, unit) or NaN."""
-        readout = copy.deepcopy(self.readout)
-        readout.update(self._standard(x), self.units, y)
+        before = (yield from self.remembered()).readout if self.forgotten else self.readout
+        readout = _readout() if before is None else (yield from before.copied_in_steps())
+        new = self._standard(x), y.copy()
+        yield from self._learnt(readout, (new,))
+        found, mean = readout.weights(self.units)
+        found, mean = np.nan_to_num(found) / self.scale[1][:, None], np.nan_to_num(mean)
+        yield
+        return replace(
+            self, weights=found, offset=mean - self.scale[0] @ found, presentations=self.presentations + len(y),
+            told=(*self.told, new), readout=readout,
+        )  # fmt: skip
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether the readout's factors must be computed before the next fit: after a restart."""
+        return self.readout is None and bool(self.told)
+
+    def remembered(self) -> Generator[None, None, "Learner"]:
+        """Return one with the readout that all fits so far have led to, bit for bit."""
+        readout = _readout()
+        yield from self._learnt(readout, self.told)
         return replace(self, readout=readout)
 
-    def weights(self) -> tuple[F64, F64]:
-        """Return weights (feature, unit) and offsets (unit,) that predict rates; zeros for a unit without responses."""
-        found, mean = self.readout.weights(self.units)
-        found, mean = np.nan_to_num(found) / self.scale[1][:, None], np.nan_to_num(mean)
-        return found, mean - self.scale[0] @ found
+    def _learnt(self, readout: StreamingReadout, told: Sequence[tuple[F32, F64]]) -> Generator[None, None, None]:
+        """Tell a readout what comes after what it was told."""
+        for features, rates in told:
+            rows = readout.kernel_rows(features)
+            yield
+            yield from readout.learn_in_steps(features, rows, self.units, rates)
+        yield from readout.readout.solve_in_steps()
 
     def scored(self, test_x: F32, test: Rows) -> "Learner":
         """Return one with scores on held-out images: their features (image, feature), their rows so far."""
         if not self.presentations or not test:
             return self
-        weights, offset = self.weights()
-        return self.scored_as(test_x @ weights + offset, test)
+        return self.scored_as(test_x @ self.weights + self.offset, test)
 
     def scored_as(self, predicted: F64, test: Rows) -> "Learner":
         """Return one with the scores of predicted rates (image, unit) of held-out images, whoever predicted them."""
@@ -91,12 +119,16 @@ class Learner:
         ordered = [found[name] for name in SCORES]
         return replace(self, scores=np.stack([np.stack([s.value, s.low, s.high], axis=1) for s in ordered]))
 
-    def linear(self) -> F64:
-        """Return weights (linear feature, unit) of a readout of the linear features alone: linear receptive fields."""
-        state = self.readout.state()
-        responses = np.concatenate([batch["responses"] for batch in state["batches"]])
-        found = fit(state["features"][:, :LINEAR], responses, LINEAR_RIDGES)
-        return np.asarray(found.weights / self.scale[1, :LINEAR, None], np.float64)
+    def concluded(self) -> Generator[None, None, "Learner"]:
+        """Return one that is told nothing more: with the linear receptive fields, without what it was told.
+
+        The readout's factors and the features are nearly all of an agent's memory and of its snapshots.
+        """
+        x = [features[:, :LINEAR] for features, _ in self.told] or [np.empty((0, LINEAR), np.float32)]
+        y = [rates for _, rates in self.told] or [np.empty((0, len(self.units)))]
+        found = yield from fit_in_steps(np.concatenate(x), np.concatenate(y), LINEAR_RIDGES)
+        linear = np.asarray(found.weights / self.scale[1, :LINEAR, None], np.float64)
+        return replace(self, told=(), linear=linear, readout=None)
 
     def _standard(self, x: F32) -> F32:
         out: F32 = ((x - self.scale[0]) / self.scale[1]).astype(np.float32)
@@ -104,18 +136,34 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Return arrays and JSON-able values."""
-        return {"scale": self.scale.copy(), "readout": self.readout.state(), "scores": self.scores.copy()}
+        x, y = [x for x, _ in self.told], [y for _, y in self.told]
+        return {
+            "scale": self.scale.copy(),
+            "scores": self.scores.copy(),
+            "weights": self.weights.copy(),
+            "offset": self.offset.copy(),
+            "presentations": self.presentations,
+            "features": np.concatenate(x) if x else np.empty((0, COUNT), np.float32),
+            "rates": np.concatenate(y) if y else np.empty((0, len(self.units))),
+            "together": [len(rates) for rates in y],
+            "linear": None if self.linear is None else self.linear.copy(),
+        }
 
     @staticmethod
     def restored(units: tuple[str, ...], state: dict[str, Any]) -> "Learner":
-        """Return what `state` was taken of."""
-        readout = _readout(COUNT)
-        readout.restore(state["readout"])
-        return Learner(units, np.array(state["scale"], np.float64), readout, np.array(state["scores"], np.float64))
+        """Return what `state` was taken of; the readout's factors are computed behind the next block, if one comes."""
+        ends = np.cumsum(state["together"], dtype=np.int64)[:-1]
+        x, y = np.split(np.array(state["features"], np.float32), ends), np.split(np.array(state["rates"]), ends)
+        told = tuple(zip(x, y, strict=True)) if state["together"] else ()
+        linear = None if state["linear"] is None else np.array(state["linear"], np.float64)
+        scale, scores, weights, offset = (
+            np.array(state[name], np.float64) for name in ("scale", "scores", "weights", "offset")
+        )
+        return Learner(units, scale, scores, weights, offset, state["presentations"], told, linear)
 
 
-def _readout(width: int) -> StreamingReadout:
-    return StreamingReadout(Kernel("linear", float(width)), width, RIDGES)  # standardised: squared length is the width
+def _readout() -> StreamingReadout:
+    return StreamingReadout(Kernel("linear", float(COUNT)), COUNT, RIDGES)  # standardised: squared length is COUNT
 
 
 def table(rows: Rows, images: int, units: int) -> F64:

@@ -91,12 +91,24 @@ class Made:
 
     def state(self) -> dict[str, Any]:
         """Return arrays and JSON-able values."""
-        images = {kind: dict(vars(image)) for kind, image in self.images.items()}
+        images = {kind: {**vars(image), "frame": _thin(image.frame)} for kind, image in self.images.items()}
         return {"unit": self.unit, "contrast": self.contrast, "images": images, "agreement": self.agreement,
                 "checks": dict(self.checks)}  # fmt: skip
 
     @staticmethod
     def restored(state: dict[str, Any]) -> "Made":
         """Return what `state` was taken of."""
-        images = {kind: MadeImage(**image) for kind, image in state["images"].items()}
+        whole = {kind: {**image, "frame": _whole(image["frame"])} for kind, image in state["images"].items()}
+        images = {kind: MadeImage(**image) for kind, image in whole.items()}
         return Made(state["unit"], state["contrast"], images, state["agreement"], dict(state["checks"]))
+
+
+def _thin(frame: U8) -> U8:
+    """Return one channel (y, x, 1) of a grey frame, which most of them are: a third of what a snapshot would hold."""
+    grey = np.array_equal(frame[..., 0], frame[..., 1]) and np.array_equal(frame[..., 0], frame[..., 2])
+    return frame[..., :1].copy() if grey else frame.copy()
+
+
+def _whole(frame: U8) -> U8:
+    """Return (y, x, rgb) again."""
+    return np.ascontiguousarray(np.broadcast_to(frame, (*frame.shape[:2], 3)))

@@ -3,13 +3,14 @@
 All of them pass through here, so that none wins by its light.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.synthesis.frames import displayed, resized
+from models.in_steps import at_once
+from models.synthesis.frames import displaying, resized
 from rig.config.synthesis import Synthesis
 
 F32 = npt.NDArray[np.float32]
@@ -33,11 +34,21 @@ def alike(pictures: Sequence[F64], mean: float, contrast: float) -> tuple[list[U
     That is `contrast`, or less where one of them cannot reach it: a small pattern on a grey ground has a largest RMS
     contrast. Then all get what all can reach. Raises ValueError for a picture without a pattern.
     """
+    return at_once(alike_in_steps(pictures, mean, contrast))
+
+
+def alike_in_steps(
+    pictures: Sequence[F64], mean: float, contrast: float
+) -> Generator[None, None, tuple[list[U8], float]]:
+    """Yield after each step; return what `alike` does. Raises ValueError."""
     if not all(float(np.std(picture)) > 0 for picture in pictures):
         raise ValueError("a picture without a pattern has no contrast to be matched")
     for _ in range(TRIES):
         settings = Synthesis(mean_level=mean, contrast=contrast)
-        shown = [displayed(_levels(picture), settings) for picture in pictures]
+        shown = []
+        for picture in pictures:
+            shown.append((yield from displaying(_levels(picture), settings)))
+            yield
         if all(one.reached.all() for one in shown):
             break
         contrast = min(LOWER * contrast, *(float(one.contrast[0]) for one in shown))

@@ -7,6 +7,7 @@ score alone. How many steps there are depends on the config and never on the com
 
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from models.encoders.ensemble import Ensemble
 from models.encoders.eye import Eye
 from models.encoders.network import Network
 from models.encoders.recordings import Recording
+from models.encoders.resampled import Resampled, resampled
 from models.encoders.training import Fit
 from models.encoders.weights import Arrays, take_weights, weights_of
 from rig.config.encoders import NetworkEncoder
@@ -51,9 +53,9 @@ class Networks:
         `start`: the weights of cores that the networks begin with, in turn. Raises ValueError where they do not fit.
         """
         self.config, self.units, self.eye, self._seen, self._seed = config, units, eye, seen, seed
+        self.inner_eye = inner_eye(config, eye)
         self._images, self._least, self._start = images, min(FIRST, expected // 2), tuple(start)
-        some = np.random.default_rng(seed).permutation(images)[: max(2, round(config.validation * images))]
-        self._validates = np.isin(np.arange(images), some)
+        self._validates = _validating(config, images, seed)
         self._rows: list[tuple[int, F64]] = []
         self._fits: list[Fit] = []
         self._taken: list[int] = []  # of each fit: presentations that it has
@@ -97,12 +99,9 @@ class Networks:
     def encoder(self) -> Encoder | None:
         """Return the networks with their best weights so far as one encoder; None before training began."""
         if self._encoder is None and self._fits:
-            members = []
-            for fit in self._fits:
-                network = Network(self.config.architecture(), self.eye, {SESSION: self.units})
-                network.restore(fit.best())
-                members.append(network)
-            self._encoder = members[0] if len(members) == 1 else Ensemble(members)
+            members = self._trained()
+            inside = members[0] if len(members) == 1 else Ensemble(members)
+            self._encoder = inside if self.inner_eye == self.eye else Resampled(inside, self.eye)
         return self._encoder
 
     def predicted(self, images: Sequence[int]) -> Generator[None, None, F64 | None]:
@@ -120,10 +119,8 @@ class Networks:
 
     def cores(self) -> Cores | None:
         """Return the cores with their best weights so far; None before training began."""
-        encoder = self.encoder()
-        members = encoder.members if isinstance(encoder, Ensemble) else [encoder]
-        weights = [weights_of(one.core) for one in members if isinstance(one, Network)]
-        return Cores(self.config.architecture(), self.eye, weights) if weights else None
+        weights = [weights_of(one.core) for one in self._trained()]
+        return Cores(self.config.architecture(), self.inner_eye, weights) if weights else None
 
     def report(self) -> dict[str, float]:
         """Return figures: epochs of each network since it last took presentations in, and its validation score."""
@@ -162,38 +159,63 @@ class Networks:
         if self._taken[k] == len(self._rows) or not (best_epoch or now.finished is not None):
             return
         self._taken[k] = len(self._rows)
-        fit.extend({SESSION: self._recording(self._taken[k])})
+        fit.extend({SESSION: self._recording(k, self._taken[k])})
+
+    def _trained(self) -> list[Network]:
+        """Return the networks with their best weights so far."""
+        members = []
+        for fit in self._fits:
+            network = Network(self.config.architecture(), self.inner_eye, {SESSION: self.units})
+            network.restore(fit.best())
+            members.append(network)
+        return members
 
     def _enough(self) -> bool:
-        held = sum(bool(self._validates[image]) for image, _ in self._rows)
-        return len(self._rows) >= self._least and 2 <= held < len(self._rows)
+        held = self._validates[:, [image for image, _ in self._rows]].sum(1)
+        return len(self._rows) >= self._least and 2 <= held.min() <= held.max() < len(self._rows)
 
     def _fit(self, k: int, state: Mapping[str, Any] | None = None, count: int | None = None) -> Fit:
-        recording = self._recording(len(self._rows) if count is None else count)
+        recording = self._recording(k, len(self._rows) if count is None else count)
         fit = Fit(self._network(k), {SESSION: recording}, self.config.training, self._seed + k)
         if state is not None:
             fit.restore(dict(state))
         return fit
 
     def _network(self, k: int) -> Network:
-        network = Network(self.config.architecture(), self.eye, {SESSION: self.units}, self._seed + k)
+        network = Network(self.config.architecture(), self.inner_eye, {SESSION: self.units}, self._seed + k)
         if self._start:
             take_weights(network.core, self._start[k % len(self._start)])
         return network
 
-    def _recording(self, count: int) -> Recording:
+    def _recording(self, k: int, count: int) -> Recording:
+        """Return the first `count` presentations, with the validation images of network `k`."""
         if count not in self._recordings:
-            self._recordings = {k: self._recordings[k] for k in self._taken if k in self._recordings}
+            self._recordings = {n: self._recordings[n] for n in self._taken if n in self._recordings}
             self._recordings[count] = self._joined(count)
-        return self._recordings[count]
+        images = list(dict.fromkeys(image for image, _ in self._rows[:count]))
+        return replace(self._recordings[count], held_out=self._validates[k % len(self._validates), images])
 
     def _joined(self, count: int) -> Recording:
         rows = self._rows[:count]
         images = list(dict.fromkeys(image for image, _ in rows))
         at = {image: k for k, image in enumerate(images)}
+        seen = torch.from_numpy(np.stack([self._seen(image) for image in images]))
         return Recording(
-            torch.from_numpy(np.stack([self._seen(image) for image in images])),
+            resampled(seen, self.inner_eye),
             np.array([at[image] for image, _ in rows]),
             np.stack([rates for _, rates in rows]).astype(np.float32),
-            self._validates[images],
+            np.zeros(len(images), np.bool_),
         )
+
+
+def inner_eye(config: NetworkEncoder, eye: Eye) -> Eye:
+    """Return the eye of the networks inside: that of the loop, `eye`, with fewer pixels where the config says so."""
+    return replace(eye, height=config.side_px, width=config.side_px)
+
+
+def _validating(config: NetworkEncoder, images: int, seed: int) -> npt.NDArray[np.bool_]:
+    """Return (network, image): which images only say when to stop; one row where it is the same for all networks."""
+    count = max(2, round(config.validation * images))
+    order = np.random.default_rng(seed).permutation(images)
+    rows = config.members if config.validation_of_each else 1
+    return np.stack([np.isin(np.arange(images), np.roll(order, -k * count)[:count]) for k in range(rows)])

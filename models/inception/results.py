@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.statistics import Confusion, confusion, paired_tests
+from models.statistics import Confusion, benjamini_hochberg, confusion, over_units, paired_tests
 
 F64 = npt.NDArray[np.float64]
 Repeats = Sequence[F64]  # of one image: rates (unit,) of each repeat, in the order of showing
@@ -73,9 +73,11 @@ def told(
     """Return figures of images shown back, by name, NaN without data: `shown` as for `compare`, `names` of all units.
 
     row_maximum: share of units that their image `own` drove more than any other unit's. Once it is `over`: its p and
-    interval (_p, _low, _high); for each comparison UNIT: p_* and q_*; and over units better_* and worse_*: the share
-    that the own image drove more, or less, with q at most `chance`. No test before all was shown: looking at each block
-    would find what is not there.
+    interval (_p, _low, _high); for each comparison UNIT: p_* and q_*; over units better_* and worse_*: the share that
+    the own image drove more, or less, with q at most `chance`; and population_*: of the signed rank test over units
+    (`models.statistics.over_units`) their number _n_, _p_, _q_ (corrected for the controls), and the median ratio
+    _ratio_ with _ratio_low_ and _ratio_high_. No test before all was shown: looking at each block would find what is
+    not there.
     """
     out: dict[str, float] = {}
     units = [unit for unit, images in shown if own in images]
@@ -96,4 +98,19 @@ def told(
         if of:
             out[f"better_{control}"] = sum(d > 0 for d in apart) / len(of)
             out[f"worse_{control}"] = sum(d < 0 for d in apart) / len(of)
+    return out | _population(shown, own)
+
+
+def _population(shown: Sequence[tuple[int, dict[str, Repeats]]], own: str) -> dict[str, float]:
+    """Return the figures of the own image against each control over all units together, as Walker et al. 2019 claim."""
+    means: dict[str, list[tuple[float, float]]] = {}
+    for unit, images in shown:
+        for kind in images if own in images else ():
+            if kind != own:
+                means.setdefault(kind, []).append((mean(images[own], unit)[0], mean(images[kind], unit)[0]))
+    found = {kind: over_units(*np.array(pairs).T) for kind, pairs in means.items()}
+    out: dict[str, float] = {}
+    for (kind, one), q in zip(found.items(), benjamini_hochberg([one.p for one in found.values()]), strict=True):
+        figures = {"n": one.units, "p": one.p, "q": q, "ratio": one.ratio, "ratio_low": one.low, "ratio_high": one.high}
+        out |= {f"population_{name}_{kind}": float(value) for name, value in figures.items()}
     return out

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stimuli.spec import Stimulus
+from stimuli.spec import HELD_OUT, Stimulus
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def blocks(
 def choose(pools: Sequence[Sequence[Stimulus]], train: int, test: int, where: str) -> NaturalSet:
     """Take images from shuffled pools in turn; which are held out is decided by a fixed stride through them.
 
-    Raises ValueError, with `where` in it, if there are too few.
+    Held-out ones say so in their figures: the log is to tell them from the others. Raises ValueError, with `where` in
+    it, if there are too few.
     """
     available = sum(len(pool) for pool in pools)
     if train + test > available:
@@ -57,6 +58,6 @@ def choose(pools: Sequence[Sequence[Stimulus]], train: int, test: int, where: st
     rows = max(len(pool) for pool in pools)
     drawn = [pool[k] for k in range(rows) for pool in pools if k < len(pool)][: train + test]
     at = {round((k + 0.5) * (train + test) / test - 0.5) for k in range(test)}  # held out: from all pools alike
-    held_out = [one for k, one in enumerate(drawn) if k in at]
+    held_out = [one.model_copy(update={"figures": {HELD_OUT: 1.0}}) for k, one in enumerate(drawn) if k in at]
     fitted = [one for k, one in enumerate(drawn) if k not in at]
     return NaturalSet((*fitted, *held_out), len(fitted))

@@ -23,6 +23,7 @@ from models.encoders.training import Fit
 from models.synthesis.engine import synthesise
 from models.synthesis.objectives import Maximise
 from models.synthesis.starts import draw
+from models.synthesis_bench.comparing import Images, between_models, between_starts, median
 from models.truth import Gabor, draw_cells
 from models.truth_encoder import TruthEncoder
 from rig.config.mei_bench import MeiBench
@@ -60,17 +61,22 @@ class Experiment:
 def run(asked: MeiBench, say: Callable[[str], None]) -> dict[str, Any]:
     """Return figures and a row for each scored unit."""
     made = experiment(asked)
-    rows = compared(asked, made, _fitted(asked, made, say))
+    found = images_of(_fitted(asked, made, say), asked)
+    rows = compared(asked, made, found)
     say(f"{asked.scored} units: {GOAL:.0%} of the optimum in {_share(rows):.0%}")
-    return {**_figures(rows), "rows": rows}
+    figures = {**_figures(rows), "rows": rows}
+    if asked.twice:
+        say("the second recording")
+        other = _fitted(asked, experiment(asked, 1), say, asked.members)
+        figures |= agreed(made, found, images_of(other, asked, 1))
+    return figures
 
 
-def compared(asked: MeiBench, made: Experiment, encoder: Encoder) -> list[dict[str, Any]]:
+def compared(asked: MeiBench, made: Experiment, found: Images) -> list[dict[str, Any]]:
     """Return a row for each scored unit: what the images and filters of a model of these cells are worth."""
-    units = list(range(asked.scored))
+    units, encoder, frames = list(found.columns), found.encoder, found.best
     predicted = rates_of(encoder, made.unseen)[:, units]
-    frames = _images(encoder, units, asked, _noise(encoder, asked, asked.starts), asked.iterations)
-    best = _images(made.truth, units, asked, _from_own(made, asked), TRUE_STEPS)
+    best = _made(made.truth, asked, _from_own(made, asked), TRUE_STEPS).best
     pixels = made.recording.images.flatten(1).double().numpy()
     parts = np.linalg.svd(pixels - pixels.mean(0), full_matrices=False)
     rows = []
@@ -89,16 +95,40 @@ def compared(asked: MeiBench, made: Experiment, encoder: Encoder) -> list[dict[s
     return rows
 
 
-def experiment(asked: MeiBench) -> Experiment:
-    """Show pictures to fresh cells."""
+def agreed(made: Experiment, first: Images, second: Images) -> dict[str, Any]:
+    """Return how far the images of two models of the cells agree, the models being fitted to different recordings."""
+    masks = first.masks()
+    rows = between_models(first, second, masks)
+    starts = [between_starts(images, masks) for images in (first, second)]
+    for k, row in enumerate(rows):
+        row["kind"] = "complex" if made.cells[k].complex_cell else "simple"
+        row["multimodal"] = [kind[k]["multimodal"] for kind in starts]
+        row["between_starts"] = [kind[k]["agreement"] for kind in starts]
+    figures: dict[str, Any] = {
+        f"{name}_{kind}": median([row for row in rows if row["kind"] == kind], key)
+        for kind in ("simple", "complex")
+        for name, key in (("agreement", "agreement"), ("agreement_closest", "closest"), ("share", "share_first"))
+    }
+    return {**figures, "multimodal": sum(any(row["multimodal"]) for row in rows), "rows_of_two": rows}
+
+
+def experiment(asked: MeiBench, which: int = 0) -> Experiment:
+    """Show pictures to the cells of `asked.seed`; recordings 0 and 1 of them have no picture in common."""
     azimuth, elevation = pixel_angles(Rect(376, 276, SIDE, SIDE), (800, 600), 40.0, 30.0)
     cells = draw_cells(asked.units, azimuth, elevation, np.random.default_rng(np.random.SeedSequence([asked.seed, 1])))
     truth = TruthEncoder(cells, azimuth, elevation)
     rng = np.random.default_rng([0, asked.seed])
     bank = tiles_bank()
-    order = rng.permutation(len(bank.names))[: asked.presentations + SCORED]
-    frames = np.stack([bank.image(bank.names[k], SIDE, SIDE) for k in order])
-    shown, unseen = frames[: asked.presentations], frames[asked.presentations :]
+    order = rng.permutation(len(bank.names))
+    unseen, shown = (
+        np.stack([bank.image(bank.names[k], SIDE, SIDE) for k in order[begin : begin + count]])
+        for begin, count in (
+            (asked.presentations, SCORED),
+            (which * (asked.presentations + SCORED), asked.presentations),
+        )
+    )
+    if which:
+        rng = np.random.default_rng([which, asked.seed, 0])
     mean = _true_rates(truth, shown) * asked.window_s
     counts = mean if asked.noise_free else rng.poisson(mean)
     eye = Eye.for_frames(shown, EYE_SIDE, EYE_SIDE)
@@ -107,9 +137,9 @@ def experiment(asked: MeiBench) -> Experiment:
     return Experiment(truth, cells, eye, recording, unseen, _true_rates(truth, unseen))
 
 
-def _fitted(asked: MeiBench, made: Experiment, say: Callable[[str], None]) -> Encoder:
+def _fitted(asked: MeiBench, made: Experiment, say: Callable[[str], None], first: int = 0) -> Encoder:
     members = []
-    for k in range(asked.members):
+    for k in range(first, first + asked.members):
         seed = FIRST_NETWORK_SEED + k
         network = Network(asked.architecture, made.eye, {"session": made.truth.units}, seed)
         fit = Fit(network, {"session": made.recording}, asked.training, seed + 2)
@@ -133,9 +163,14 @@ def _settings(asked: MeiBench, iterations: int) -> Synthesis:
     )
 
 
-def _noise(encoder: Encoder, asked: MeiBench, starts: int) -> npt.NDArray[np.float32]:
-    settings = _settings(asked, asked.iterations)
-    return draw(["display"] * starts, asked.scored, encoder.eye, settings, np.random.default_rng(asked.seed))
+def images_of(encoder: Encoder, asked: MeiBench, recording: int = 0) -> Images:
+    """Return a model's images of the scored units, from noise of each recording's own."""
+    return _made(encoder, asked, _noise(encoder, asked, asked.starts, recording), asked.iterations)
+
+
+def _noise(encoder: Encoder, asked: MeiBench, starts: int, recording: int = 0) -> npt.NDArray[np.float32]:
+    settings, seed = _settings(asked, asked.iterations), [asked.seed, recording] if recording else asked.seed
+    return draw(["display"] * starts, asked.scored, encoder.eye, settings, np.random.default_rng(seed))
 
 
 def _from_own(made: Experiment, asked: MeiBench) -> npt.NDArray[np.float32]:
@@ -148,12 +183,9 @@ def _from_own(made: Experiment, asked: MeiBench) -> npt.NDArray[np.float32]:
     return np.concatenate([first, _noise(made.truth, asked, TRUE_STARTS)], 1)
 
 
-def _images(
-    encoder: Encoder, units: list[int], asked: MeiBench, starts: npt.NDArray[np.float32], iterations: int
-) -> U8:
-    found = synthesise(encoder, Maximise(tuple(units)), starts, _settings(asked, iterations))
-    frames: U8 = np.stack([found.frames[k, found.best[k]] for k in range(len(units))])
-    return frames
+def _made(encoder: Encoder, asked: MeiBench, starts: npt.NDArray[np.float32], iterations: int) -> Images:
+    units = tuple(range(asked.scored))
+    return Images(encoder, units, synthesise(encoder, Maximise(units), starts, _settings(asked, iterations)))
 
 
 def _true_rates(truth: TruthEncoder, frames: U8) -> F64:

@@ -12,11 +12,13 @@ the least leave-one-out error; residuals are linear in y, so that h = sum w e_y 
 Every trial in it has a response of every unit; `models.readouts.streaming` sees to units that come and go.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from models.in_steps import at_once
 from models.readouts.inverse_factor import BLOCK, InverseFactor
 
 F64 = npt.NDArray[np.float64]
@@ -61,6 +63,12 @@ class DualRidge:
 
     def append(self, old: F64, new: F64, responses: F64, weights: F64, prior: F64 | None = None) -> None:
         """Take b trials: kernel rows `old` (b, n) and `new` (b, b), responses (b, unit), weights (b,) positive."""
+        at_once(self.append_in_steps(old, new, responses, weights, prior))
+
+    def append_in_steps(
+        self, old: F64, new: F64, responses: F64, weights: F64, prior: F64 | None = None
+    ) -> Generator[None, None, None]:
+        """Yield after each step of what `append` does: of no use until the last one."""
         n, end = self.trials, self.trials + len(new)
         self._room(end)
         taken = [np.ones((len(new), 1)), responses] + ([] if prior is None else [prior])
@@ -68,11 +76,12 @@ class DualRidge:
         self._weights[n:end] = weights
         right = self._right[:end]
         for k, ridge in enumerate(self.ridges):
-            rows = self._factors[k].append(old, new + np.diag(ridge / weights))
+            rows = yield from self._factors[k].append_in_steps(old, new + np.diag(ridge / weights))
             turned = rows @ right
             self._diagonal[k, :end] += np.einsum("ij,ij->j", rows, rows)
             self._dual[k, :end] += rows.T @ turned
             self._sums[k] += rows.sum(axis=1) @ turned
+            yield
         self.trials = end
 
     def _room(self, trials: int) -> None:
@@ -86,12 +95,17 @@ class DualRidge:
 
     def solution(self) -> Solution:
         """Return the exact solution for all trials so far; needs two of them."""
+        return at_once(self.solution_in_steps())
+
+    def solution_in_steps(self) -> Generator[None, None, Solution]:
+        """Yield after each ridge of the grid; return what `solution` does."""
         n, u = self.trials, self._units
         if n < 2:
             raise ValueError(f"{n} trials: leave-one-out needs two")
         errors, gains = np.empty((len(self.ridges), u)), np.zeros((len(self.ridges), u))
         for k in range(len(self.ridges)):
             errors[k], gains[k] = self._error(k)
+            yield
         chosen, unit = np.argmin(errors, axis=0), np.arange(u)
         gain = gains[chosen, unit]
         alpha, mean, left_out = np.empty((n, u)), np.empty(u), np.empty((n, u))
@@ -103,6 +117,7 @@ class DualRidge:
                 found, means = found - gain[here] * more, means - gain[here] * offset
             alpha[:, here], mean[here] = found, means
             left_out[:, here] = self._right[:n, 1 + here] - found / scale[:, None]
+            yield
         return Solution(alpha, mean, gain, chosen, left_out, errors / self._weights[:n].sum())
 
     def learned(self) -> tuple[F64, F64, F64 | None]:
@@ -131,15 +146,29 @@ class DualRidge:
         g, means = dual[:, 0], self._sums[k, columns] / s
         return dual[:, columns] - g[:, None] * means, means, self._diagonal[k, : self.trials] - g**2 / s
 
+    def copied_in_steps(self) -> Generator[None, None, "DualRidge"]:
+        """Yield after each step; return a copy that grows on its own from here."""
+        out = DualRidge(self.ridges, self._units, self._prior)
+        out.trials, out._factors = self.trials, []
+        for factor in self._factors:
+            out._factors.append(factor.copy())
+            yield
+        out._right, out._weights, out._diagonal = self._right.copy(), self._weights.copy(), self._diagonal.copy()
+        out._dual, out._sums = self._dual.copy(), self._sums.copy()
+        yield
+        return out
+
     def part(self, units: Int) -> "DualRidge":
         """Return a copy for some of the units, which grows on its own from here."""
         out = DualRidge(self.ridges, len(units), self._prior)
         kinds = [np.zeros(1, np.intp), 1 + units, 1 + self._units + units]
         columns = np.concatenate(kinds if self._prior else kinds[:2])
         out.trials, out._factors = self.trials, [f.copy() for f in self._factors]
-        out._right, out._weights = self._right[:, columns], self._weights.copy()
+        # In the order of memory that copies have: over another one sums round otherwise, and only after a restart.
+        out._right, out._weights = np.ascontiguousarray(self._right[:, columns]), self._weights.copy()
         out._diagonal = self._diagonal.copy()
-        out._dual, out._sums = self._dual[:, :, columns], self._sums[:, columns]
+        out._dual = np.ascontiguousarray(self._dual[:, :, columns])
+        out._sums = np.ascontiguousarray(self._sums[:, columns])
         return out
 
 

@@ -8,9 +8,13 @@ W is kept in blocks of rows that end at the diagonal: half the memory of a squar
 update while it is in the processor's cache.
 """
 
+from collections.abc import Generator
+
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky, solve_triangular
+
+from models.in_steps import at_once
 
 F64 = npt.NDArray[np.float64]
 
@@ -33,6 +37,10 @@ class InverseFactor:
 
         Returns the new rows of W (b, n + b). Raises NotPositiveDefinite; then nothing has changed.
         """
+        return at_once(self.append_in_steps(old, new))
+
+    def append_in_steps(self, old: F64, new: F64) -> Generator[None, None, F64]:
+        """Yield after each step, some ms for thousands of rows; return what `append` does. Changes nothing before."""
         n, b = self.n, len(new)
         if old.shape != (b, n) or new.shape != (b, b):
             raise ValueError(f"rows of shape {old.shape} and {new.shape} do not continue a matrix of {n} rows")
@@ -44,6 +52,7 @@ class InverseFactor:
             used = block[: last - first, :last]
             across[first:last] = used @ turned[:last]
             back[:, :last] += across[first:last].T @ used
+            yield
         try:
             corner = cholesky(new - across.T @ across, lower=True)
         except np.linalg.LinAlgError as error:

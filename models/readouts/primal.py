@@ -5,11 +5,13 @@ least leave-one-out error, in closed form. All from one decomposition of the (fe
 features and 2,000 trials a hundred times as quick as a kernel of the trials.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from models.in_steps import at_once
 
 F64 = npt.NDArray[np.float64]
 
@@ -38,6 +40,13 @@ def fit(x: npt.NDArray[np.floating], y: F64, ridges: Sequence[float]) -> Primal:
 
     `ridges`: the grid of lambdas, in squared units of the features. Raises ValueError where shapes do not fit.
     """
+    return at_once(fit_in_steps(x, y, ridges))
+
+
+def fit_in_steps(
+    x: npt.NDArray[np.floating], y: F64, ridges: Sequence[float]
+) -> Generator[None, None, Primal]:
+    """Yield after each step, 10 ms for 2,000 trials of 256 features; return what `fit` does. Raises ValueError."""
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(f"features {x.shape} and responses {y.shape}; give (trial, feature) and (trial, unit)")
     x, units = np.asarray(x, np.float64), y.shape[1]
@@ -50,19 +59,24 @@ def fit(x: npt.NDArray[np.floating], y: F64, ridges: Sequence[float]) -> Primal:
         rows = there[:, members[0]]
         if rows.sum() < 3:
             continue
-        found = _solved(x[rows], y[rows][:, members], np.asarray(ridges, np.float64))
+        found = yield from _solved(x[rows], y[rows][:, members], np.asarray(ridges, np.float64))
         weights[:, members], constant[members], chosen[members] = found
     return Primal(weights, constant, chosen)
 
 
-def _solved(x: F64, y: F64, ridges: F64) -> tuple[F64, F64, F64]:
+def _solved(x: F64, y: F64, ridges: F64) -> Generator[None, None, tuple[F64, F64, F64]]:
     """Return weights (feature, unit), constants (unit,) and ridges (unit,) of units that have all these trials."""
     middle, mean = x.mean(axis=0), y.mean(axis=0)
     x, y = x - middle, y - mean
-    values, vectors = np.linalg.eigh(x.T @ x)
+    yield
+    products = x.T @ x
+    yield
+    values, vectors = np.linalg.eigh(products)
+    yield
     seen = values > NOTHING * max(float(values[-1]), 0.0)
     values, vectors = values[seen], vectors[:, seen]
     turned = x @ vectors / np.sqrt(values)  # (trial, direction), orthonormal
+    yield
     given, squares = turned.T @ y, turned**2
     best, error = np.zeros(y.shape[1], np.intp), np.full(y.shape[1], np.inf)
     for k, ridge in enumerate(ridges):
@@ -71,6 +85,7 @@ def _solved(x: F64, y: F64, ridges: F64) -> tuple[F64, F64, F64]:
         missing = 1 - 1 / len(x) - squares @ kept  # 1 less the trial's weight in its own prediction
         now = np.mean((away / np.maximum(missing, NOTHING)[:, None]) ** 2, axis=0)
         best[now < error], error = k, np.minimum(error, now)
+        yield
     shrunk = np.sqrt(values)[:, None] / (values[:, None] + ridges[best])
     weights = vectors @ (shrunk * given)
     return weights, mean - middle @ weights, ridges[best]

@@ -6,12 +6,13 @@ response. Units with the same holes share one growing factor; a batch that only 
 which costs a copy of the factor. Pure: no clock, no random draws.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from models.in_steps import at_once
 from models.readouts.dual_ridge import DualRidge, Solution
 
 F64 = npt.NDArray[np.float64]
@@ -78,6 +79,18 @@ class RowReadout:
         the mean. `prior` (b, unit): the prior means, 0 for a unit that an earlier session does not know. Raises
         ValueError, and has then changed nothing; NotPositiveDefinite, for rows of no kernel, and is then of no use.
         """
+        at_once(self.update_in_steps(old, new, units, responses, weights, prior))
+
+    def update_in_steps(
+        self,
+        old: F64,
+        new: F64,
+        units: Sequence[str],
+        responses: F64,
+        weights: F64 | None = None,
+        prior: F64 | None = None,
+    ) -> Generator[None, None, None]:
+        """Yield after each step of what `update` does: of no use until the last one."""
         responses = np.array(responses, dtype=np.float64)
         weights = np.ones(len(new)) if weights is None else np.asarray(weights, dtype=np.float64)
         if weights.ndim == 1 and responses.ndim == 2:
@@ -97,7 +110,8 @@ class RowReadout:
                 mean = None if prior is None else prior[rows][:, columns]
                 past = old[rows] if len(part.trials) == first else old[np.ix_(rows, part.trials)]
                 given = responses[rows][:, columns]
-                part.ridge.append(past, new[np.ix_(rows, rows)], given, weights[rows, columns[0]], mean)
+                own = new[np.ix_(rows, rows)]
+                yield from part.ridge.append_in_steps(past, own, given, weights[rows, columns[0]], mean)
                 part.trials = np.concatenate([part.trials, rows + first])
                 part.solution = None
 
@@ -142,9 +156,22 @@ class RowReadout:
 
     def solve(self) -> None:
         """Bring every unit's solution up to date, which else happens at the first question."""
+        at_once(self.solve_in_steps())
+
+    def solve_in_steps(self) -> Generator[None, None, None]:
+        """Yield after each step of what `solve` does."""
         for alike in self._alike:
-            if alike.ridge.trials >= 2:
-                self._solved(alike)
+            if alike.ridge.trials >= 2 and alike.solution is None:
+                alike.solution = yield from alike.ridge.solution_in_steps()
+
+    def copied_in_steps(self) -> Generator[None, None, "RowReadout"]:
+        """Yield after each step; return a copy that learns on its own from here."""
+        out = RowReadout(self._ridges.tolist(), self.prior)
+        out.trials = self.trials
+        for alike in self._alike:
+            ridge = yield from alike.ridge.copied_in_steps()
+            out._alike.append(_Alike(list(alike.units), alike.trials, ridge, alike.solution))
+        return out
 
     def learned(self) -> Iterator["Learned"]:
         """Give what each set of units has learned from, and its solution; for checks."""

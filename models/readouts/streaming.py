@@ -1,12 +1,13 @@
 """A streamed readout of feature vectors: plain ridge, or a Gaussian kernel; for any frozen core or bank of features."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from models.in_steps import at_once
 from models.readouts.inverse_factor import BLOCK
 from models.readouts.kernels import Features, Kernel
 from models.readouts.row_readout import RIDGES, RowReadout
@@ -67,7 +68,19 @@ class StreamingReadout:
         prior: F64 | None = None,
     ) -> None:
         """Take a batch whose `kernel_rows` are there already."""
-        self.readout.update(*rows, units, responses, weights, prior)
+        at_once(self.learn_in_steps(features, rows, units, responses, weights, prior))
+
+    def learn_in_steps(
+        self,
+        features: Features,
+        rows: tuple[F64, F64],
+        units: Sequence[str],
+        responses: F64,
+        weights: F64 | None = None,
+        prior: F64 | None = None,
+    ) -> Generator[None, None, None]:
+        """Yield after each step of what `learn` does: of no use until the last one."""
+        yield from self.readout.update_in_steps(*rows, units, responses, weights, prior)
         end = self.readout.trials
         first = end - len(features)
         if end > len(self._features):
@@ -77,6 +90,14 @@ class StreamingReadout:
         self._features[first:end] = features
         kept = (None if x is None else np.array(x, dtype=np.float64) for x in (weights, prior))
         self._batches.append((tuple(units), np.array(responses, dtype=np.float64), *kept))  # type: ignore[arg-type]
+
+    def copied_in_steps(self) -> Generator[None, None, "StreamingReadout"]:
+        """Yield after each step; return a copy that learns on its own from here."""
+        out = StreamingReadout(self.kernel, self.width, self._ridges, self.readout.prior)
+        out.readout = yield from self.readout.copied_in_steps()
+        out._features, out._batches = self._features.copy(), list(self._batches)  # no batch ever changes
+        yield
+        return out
 
     def predict(self, features: Features, units: Sequence[str], prior: F64 | None = None) -> F64:
         """Return predicted responses (n, unit) to features (n, width), as of now; NaN for units without two trials."""

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
@@ -57,10 +55,21 @@ def agreement(frames: U8, rates: F64, mask: F64, equal: float = EQUAL, alike: fl
     found = correlations(frames, mask)
     order = np.argsort(-rates, kind="stable")
     good = [int(k) for k in order if rates[k] >= equal * rates[order[0]]]
-    joined = csr_array((found[np.ix_(good, good)] >= alike).astype(np.int64))
-    _, label = connected_components(joined, directed=False)
-    modes = tuple(tuple(sorted(g for g, at in zip(good, label, strict=True) if at == k)) for k in dict.fromkeys(label))
+    modes = _joined(good, found >= alike)
     return Agreement(_pairs(found), _pairs(found[np.ix_(good, good)]), modes)
+
+
+def _joined(starts: list[int], alike: npt.NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
+    """Return the groups of starts that are joined by likeness, each sorted; `alike` (start, start)."""
+    groups, left = [], list(starts)
+    while left:
+        group = [left.pop(0)]
+        for one in group:  # which grows meanwhile
+            near = [other for other in left if alike[one, other] or alike[other, one]]
+            group += near
+            left = [other for other in left if other not in near]
+        groups.append(tuple(sorted(group)))
+    return tuple(groups)
 
 
 def _pairs(found: F64) -> float:

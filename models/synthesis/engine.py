@@ -10,7 +10,7 @@ display will show it, with the mean, the contrast and the clipping of the frame 
 what is returned is the 8-bit frame with the score of that frame.
 """
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from models.encoders.encoder import Encoder
 from models.encoders.eye import Eye
 from models.synthesis.focus import responses_of
-from models.synthesis.frames import Displayed, displayed, shown
+from models.synthesis.frames import Displayed, displaying, shown
 from models.synthesis.objectives import Objective
 from models.synthesis.schedule import Schedule
 from rig.config.synthesis import HIGHEST
@@ -89,6 +89,7 @@ class Synthesis:
         self._group = self._taken = 0  # the group at work, and its steps taken
         self._x = self._group_goals = self._group_units = torch.empty(0)
         self._frames: list[Displayed] = []
+        self._displaying: Generator[None, None, Displayed] | None = None  # the frame that is being made
         self._parts: list[_Part] = []
 
     @property
@@ -98,6 +99,13 @@ class Synthesis:
 
     def step(self) -> bool:
         """Take one iteration of one group, or make the next of its frames; return True when nothing is left."""
+        steps = self.steps
+        while not (finished := self.part()) and self.steps == steps:
+            pass
+        return finished
+
+    def part(self) -> bool:
+        """Do as little of a step as can be done at a time, an iteration or a part of a frame; True at the end."""
         if self._group == len(self._groups):
             return True
         which, taken = self._groups[self._group], self._taken
@@ -105,12 +113,11 @@ class Synthesis:
             self._x, self._group_goals, self._group_units = (
                 whole[which].to(self._device) for whole in (self._levels, self._goals, self._units)
             )
-        self.steps, self._taken = self.steps + 1, taken + 1
         if taken < self._settings.iterations:
             self._x = self._climbed(taken)
+        elif not self._displayed(taken - self._settings.iterations):
             return False
-        k = taken - self._settings.iterations
-        self._frames.append(displayed(self._x[k : k + 1], self._settings))
+        self.steps, self._taken = self.steps + 1, taken + 1
         if len(self._frames) == len(self._x):
             self._parts.append(self._scored())
             self._frames = []
@@ -134,6 +141,18 @@ class Synthesis:
             contrast=joined(part.contrast for part in self._parts),
             reached=joined(part.reached for part in self._parts),
         )
+
+    def _displayed(self, k: int) -> bool:
+        """Do a part of frame `k` of the group; return whether it is there."""
+        if self._displaying is None:
+            self._displaying = displaying(self._x[k : k + 1], self._settings)
+        try:
+            next(self._displaying)
+        except StopIteration as end:
+            self._frames.append(end.value)
+            self._displaying = None
+            return True
+        return False
 
     def _climbed(self, iteration: int) -> Tensor:
         x = self._x.requires_grad_(True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.encoders.compact_v4 import CompactV4
 from models.encoders.cores import Separable, Walker
 from models.encoders.encoder import Encoder
+from models.encoders.ensemble import Ensemble
 from models.encoders.network import Network
 from models.encoders.readouts import Point
 from models.synthesis.convolutions import convolved, local, mixed, turned
@@ -36,6 +37,8 @@ def responses_of(encoder: Encoder, watched: int) -> Responses:
         return Focus(encoder)
     if isinstance(encoder, CompactV4):
         return EachAlone(encoder)
+    if isinstance(encoder, Ensemble):
+        return Mean(tuple(responses_of(member, watched) for member in encoder.members))
     return Whole(encoder)
 
 
@@ -49,6 +52,17 @@ class Whole:
         """Return responses (n, k) of units (n, k)."""
         wanted, column = torch.unique(units, return_inverse=True)
         return self._encoder.rates(x, wanted).gather(1, column.reshape(units.shape))
+
+
+class Mean:
+    """The mean of an ensemble's members, each computed its quickest way."""
+
+    def __init__(self, members: tuple[Responses, ...]) -> None:
+        self._members = members
+
+    def __call__(self, x: Tensor, units: Tensor) -> Tensor:
+        """Return responses (n, k) of units (n, k)."""
+        return torch.stack([member(x, units) for member in self._members]).mean(0)
 
 
 class EachAlone:

@@ -5,6 +5,7 @@ clipping lowers contrast and moves the mean; then single pixels are raised or lo
 right. Contrast is sd / 127.5 over pixels and channels, as in `stimuli.limits`.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.in_steps import at_once
 from rig.config.synthesis import HIGHEST, Synthesis
 
 F64 = npt.NDArray[np.float64]
@@ -44,6 +46,11 @@ class Displayed:
 
 def displayed(levels: Tensor, settings: Synthesis) -> Displayed:
     """Return the frames for pictures (n, c, h, w) of levels, c 1 or 3; of `settings.frame_px` where it is given."""
+    return at_once(displaying(levels, settings))
+
+
+def displaying(levels: Tensor, settings: Synthesis) -> Generator[None, None, Displayed]:
+    """Yield after each round of the search, some ms for 300 x 300 pixels; return what `displayed` does."""
     if settings.frame_px is not None and tuple(levels.shape[2:]) != settings.frame_px:
         levels = resized(levels, settings.frame_px)
     n, channels, height, width = levels.shape
@@ -51,7 +58,7 @@ def displayed(levels: Tensor, settings: Synthesis) -> Displayed:
     out = np.empty(flat.shape, np.uint8)
     target = settings.contrast * HALF_RANGE
     for k, picture in enumerate(flat):
-        out[k] = _matched(picture, settings.mean_level, target, settings.rule == "equal")
+        out[k] = yield from _matched(picture, settings.mean_level, target, settings.rule == "equal")
     mean = out.mean(1, dtype=np.float64)
     sd = out.std(1, dtype=np.float64)
     reached = np.abs(sd - target) <= CLOSE if settings.rule == "equal" else sd <= target + CLOSE
@@ -95,17 +102,19 @@ def _made_up(scaled: Tensor, settings: Synthesis, target: float) -> tuple[Tensor
     return more, offset
 
 
-def _matched(picture: F64, mean: float, sd: float, equal: bool) -> U8:
+def _matched(picture: F64, mean: float, sd: float, equal: bool) -> Generator[None, None, U8]:
     """Return one picture (pixel,) in 8 bits with this mean and sd (levels), or a lower sd unless it is to be equal."""
-    frame, wrong = _searched(picture, mean, sd, equal, np.full(len(picture), 0.5))
+    frame, wrong = yield from _searched(picture, mean, sd, equal, np.full(len(picture), 0.5))
     if wrong > CLOSE:  # pictures of few different levels: rounding moves them all at once, an even spread does not
         spread: F64 = (np.arange(1, len(picture) + 1, dtype=np.float64) * GOLDEN) % 1.0
-        dithered, still = _searched(picture, mean, sd, equal, spread)
+        dithered, still = yield from _searched(picture, mean, sd, equal, spread)
         frame = dithered if still < wrong else frame
     return frame
 
 
-def _searched(picture: F64, mean: float, sd: float, equal: bool, up: F64) -> tuple[U8, float]:
+def _searched(
+    picture: F64, mean: float, sd: float, equal: bool, up: F64
+) -> Generator[None, None, tuple[U8, float]]:
     """Return the frame and by how much its sd is off; level v becomes floor(v + up), `up` (pixel,) 0 to 1."""
     pattern = picture - picture.mean()
     was = float(pattern.std())
@@ -114,7 +123,9 @@ def _searched(picture: F64, mean: float, sd: float, equal: bool, up: F64) -> tup
     gain = sd / was if equal or was > sd else 1.0
     most = gain * MOST_GAIN if equal else gain
     offset = _offset(pattern * most, mean, mean)
+    yield
     best = _summed(pattern * most + offset, mean, up)
+    yield
     error = sd - float(best.std(dtype=np.float64))
     if error > CLOSE:
         return best, error if equal else 0.0  # out of reach
@@ -129,6 +140,7 @@ def _searched(picture: F64, mean: float, sd: float, equal: bool, up: F64) -> tup
         if error < GOOD:
             break
         gain = min(gain * sd / max(now, FAINTEST), most)
+        yield
     return best, error
 
 

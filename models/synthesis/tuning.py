@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from models.encoders.encoder import Encoder
+from models.in_steps import at_once
 from models.synthesis.focus import responses_of
-from models.synthesis.frames import HALF_RANGE, displayed
+from models.synthesis.frames import HALF_RANGE, displaying
 from rig.config.synthesis import Synthesis
 
 F64 = npt.NDArray[np.float64]
@@ -41,13 +42,7 @@ def contrast_tuning(
 
     `count` gains in equal ratios from a contrast just above rounding to `most`, or as far as clipping lets it grow.
     """
-    work = tuning_in_steps(encoder, unit, levels, settings, count, most)
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            found: ContrastTuning = end.value
-            return found
+    return at_once(tuning_in_steps(encoder, unit, levels, settings, count, most))
 
 
 def tuning_in_steps(
@@ -59,7 +54,7 @@ def tuning_in_steps(
     most: float | None = None,
     least: float = FAINTEST,
 ) -> Generator[None, None, ContrastTuning]:
-    """Yield after each contrast, from `least` on; return what `contrast_tuning` does. Raises ValueError."""
+    """Yield after each step; contrasts from `least` on; return what `contrast_tuning` does. Raises ValueError."""
     pattern = levels - levels.mean()
     was = float(pattern.std(correction=0))
     if was < FAINTEST:
@@ -71,7 +66,7 @@ def tuning_in_steps(
     contrasts, rates = [], []
     for wanted in np.geomspace(least, top, count):
         asked = settings.model_copy(update={"contrast": float(wanted), "rule": "equal"})
-        found = displayed((m + pattern)[None], asked)
+        found = yield from displaying((m + pattern)[None], asked)
         with torch.no_grad():
             rate = responses(encoder.eye.see(found.frames), torch.tensor([[unit]]))
         contrasts.append(float(found.contrast[0]))

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.encoders.network import Network
+from models.encoders.encoder import Encoder
 from models.synthesis.agreement import EQUAL, agreement, correlations
-from models.synthesis.engine import Synthesised
+from models.synthesis.engine import PROCESSOR, Synthesised
 from models.synthesis.focus import responses_of
 from models.synthesis.masks import image_mask
 
@@ -22,10 +22,12 @@ U8 = npt.NDArray[np.uint8]
 class Images:
     """What one model made of some of its units."""
 
-    encoder: Network
+    encoder: Encoder
     columns: tuple[int, ...]
     """The units' columns in the encoder's responses."""
     found: Synthesised
+    device: torch.device = PROCESSOR
+    """Where the encoder is."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,14 +53,13 @@ class Images:
     @torch.no_grad()
     def rates(self, frames: U8) -> F64:
         """Return the response of each unit to a frame of its own (unit, y, x, rgb)."""
-        device = next(self.encoder.parameters()).device
-        units = torch.tensor(self.columns, device=device)[:, None]
-        rates = responses_of(self.encoder, 1)(self.encoder.eye.see(frames).to(device), units)
+        units = torch.tensor(self.columns, device=self.device)[:, None]
+        rates = responses_of(self.encoder, 1)(self.encoder.eye.see(frames).to(self.device), units)
         found: F64 = rates[:, 0].cpu().double().numpy()
         return found
 
 
-def columns_of(encoder: Network, names: Sequence[str]) -> tuple[int, ...]:
+def columns_of(encoder: Encoder, names: Sequence[str]) -> tuple[int, ...]:
     """Return the columns of units by name. Raises ValueError naming the first that the encoder lacks."""
     at = {name: k for k, name in enumerate(encoder.units)}
     if missing := [name for name in names if name not in at]:

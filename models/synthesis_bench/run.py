@@ -66,7 +66,7 @@ def bench(
     ]
     clocks = Clocks(wall_ns, processor_ns)
     times = _alternately(work, singles, asked.settings.iterations, device, clocks, say)
-    images = Images(encoder, units, work.result())
+    images = Images(encoder, units, work.result(), device)
     ours = [images.found.scores[at] for at in chosen]
     theirs = [single.score() for single in singles]
     figures = {
@@ -82,7 +82,7 @@ def bench(
         say("the other model's images")
         drawn = draw(asked.starts, len(units), other[0].eye, asked.settings, rng)
         found = synthesise(other[0], Maximise(other[1]), drawn, asked.settings, device)
-        figures |= models_agree(between_models(images, Images(*other, found), masks))
+        figures |= models_agree(between_models(images, Images(*other, found, device), masks))
     return {**figures, "starts": list(asked.starts), "rows": rows}
 
 

@@ -111,7 +111,7 @@ def chaos(kills: int, seed: int, sessions: Path, clock: Clock, console: Console)
     """
     console.print(f"seed {seed}: the same seed strikes the same processes in the same order", highlight=False)
     names = {"seed": seed, "generations": GENERATIONS, "port": 1, "register": "port", "pulse": PULSE_S}
-    with any_screen(parse(CONFIG.format(**names)), sessions=1 + kills):
+    with any_screen(parse(CONFIG.format(**names))):
         calm = judge(run(sessions, seed, GENERATIONS, (), clock), None)
         _say(calm, console)
         if calm.violations:

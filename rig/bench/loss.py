@@ -20,11 +20,12 @@ from rich.console import Console
 
 from rig.animal.openephys_faults import SWITCHES
 from rig.bench.loss_account import Truth, account, read
-from rig.bench.loss_device import unit_names
+from rig.bench.loss_device import QUIET, unit_names
 from rig.clock import Clock
 from rig.links.peer import Peer
 from rig.links.ports import free_port
 from rig.messages import (
+    Continuity,
     Presented,
     SpikeBlock,
 )
@@ -95,10 +96,10 @@ class Bench:
         config = CONFIG.format(port=port, units=names, timeout=row.stall_s + 3)
         (session / "config.yaml").write_text(config, encoding="utf-8")
         thrown = SWITCHES.get(row.fault)
-        when = f"@{SETTLE_S + FAULT_AT_S}" if thrown is not None and thrown.seconds is not None else ""
-        switch = "" if thrown is None else row.fault + when
         device = ["--channels", str(row.channels), "--spikes-per-s", str(row.spikes_per_s), "--port", str(port)]
-        device += ["--truth", str(self.folder / "truth.npz"), "--switches", switch]
+        device += ["--truth", str(self.folder / "truth.npz")]
+        if thrown is not None:
+            device += ["--switches", row.fault] if thrown.seconds is None else ["--later", f"{row.fault}@{FAULT_AT_S}"]
         self._child("device", "rig.bench.loss_device", *device)
         self._child("recorder", "rig.recording.recorder", "--folder", str(session), "--simulated")
         wait_ready([*self.children.values()], self._clock)
@@ -154,22 +155,36 @@ class Bench:
                 os.kill(pid, signal.SIGCONT)
 
     def caught_up(self) -> bool:
-        """Wait until no spike comes any more while the source's documents are those of now; False if that never comes.
+        """Wait until all that the device has sent is in the journal; False if that never comes.
 
-        To be called when the device makes no more spikes.
+        To be called when the device was told to make no more spikes: once it has said that it does not, no spike comes
+        any more while the source's documents are those of now. Of a device that does nothing strange the source must
+        also have vouched for the time until then: documents of now say nothing of a receiver that waits for its turn.
         """
         assert self.peer is not None  # noqa: S101 - started
         start_ns = last_ns = self._clock.now_ns()
-        fresh = 0
+        fresh = reached = 0
         while (now := self._clock.now_ns()) < start_ns + int(CATCH_UP_S * 1e9):
             for entry in self.peer.poll(0.05):
                 if isinstance(entry.document, SpikeBlock):
                     last_ns, fresh = now, 0
                 else:
                     fresh += entry.envelope.receipt_host_ns > now - FRESH_NS
-            if now > last_ns + QUIET_NS and fresh > FRESH:
+                    if isinstance(entry.document, Continuity):
+                        reached = entry.document.watermark_sample or 0
+            quiet = self._quiet_from()
+            if quiet is None:
+                last_ns, fresh = now, 0
+            elif now > last_ns + QUIET_NS and fresh > FRESH and (self.row.fault != "none" or reached >= quiet):
                 return True
         return False
+
+    def _quiet_from(self) -> int | None:
+        """Return from which sample on the device makes no spikes; None as long as it has not said so."""
+        device = self.children["device"]
+        device.update()
+        said = [note.removeprefix(QUIET) for note in device.notes if note.startswith(QUIET)]
+        return int(said[0]) if said else None
 
     def cpu_s(self) -> dict[str, float]:
         """Return the CPU time that each process has used, s."""
@@ -217,13 +232,14 @@ def _run(bench: Bench, seconds: float, clock: Clock) -> tuple[dict[str, float], 
     row = bench.row
     bench.wait(SETTLE_S)
     begin_ns, before = clock.now_ns(), bench.cpu_s()
+    bench.children["device"].say("go")
     bench.wait(min(FAULT_AT_S, seconds / 3))
     if row.stall_s:
         with bench.stopped(row.stalled):
             bench.wait(row.stall_s)
     bench.wait(max(0.0, begin_ns * 1e-9 + seconds - clock.now_ns() * 1e-9))
     after, took_s = bench.cpu_s(), (clock.now_ns() - begin_ns) * 1e-9
-    bench.children["device"].say("go")
+    bench.children["device"].say("hold")
     bench.wait(QUIET_S)
     if not bench.caught_up():
         raise SessionFailed(f"the source did not catch up within {CATCH_UP_S:.0f} s; too slow a machine for {row}")

@@ -18,6 +18,7 @@ Members = Annotated[int, typer.Option("--members", help="Networks that predict t
 Epochs = Annotated[int, typer.Option("--epochs", help="Passes of each training at most.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of cells, pictures and spikes.")]
 NoiseFree = Annotated[bool, typer.Option("--noise-free", help="Fit to the mean responses: what noise costs.")]
+Twice = Annotated[bool, typer.Option("--twice", help="Record the cells again (pictures: 1600 at most).")]
 Run = Callable[[MeiBench, Callable[[str], None]], dict[str, Any]]
 console = Console()
 errors = Console(stderr=True)
@@ -41,6 +42,7 @@ def add_mei_bench(app: typer.Typer, side: Callable[[], Run]) -> None:
         epochs: Epochs = 40,
         seed: Seed = 0,
         noise_free: NoiseFree = False,
+        twice: Twice = False,
     ) -> None:
         """Fit networks to known cells and compare their best images with the true ones; docs/encoders.md.
 
@@ -49,7 +51,7 @@ def add_mei_bench(app: typer.Typer, side: Callable[[], Run]) -> None:
         try:
             asked = MeiBench(
                 units=units, scored=scored, presentations=presentations, window_s=window, members=members, seed=seed,
-                noise_free=noise_free,
+                noise_free=noise_free, twice=twice,
             )  # fmt: skip
             training = asked.training.model_copy(update={"most_epochs": epochs})
         except ValidationError as error:
@@ -59,7 +61,7 @@ def add_mei_bench(app: typer.Typer, side: Callable[[], Run]) -> None:
         with words_aside(json_file):
             found = side()(asked.model_copy(update={"training": training}), _say)
             for name, value in found.items():
-                if name != "rows":
+                if not name.startswith("rows"):
                     _say(f"{name}: {value:.3g}")
         if json_file is not None:
             write(json_file, {"bench": "mei", "asked": asked.model_dump(mode="json"), **found})

@@ -22,7 +22,12 @@ Other = Annotated[
 Photographs = Annotated[Path, typer.Option("--images", help="Folder of zip files of photographs, all of one size.")]
 Most = Annotated[int, typer.Option("--photographs", min=100, help="Photographs at most; each network gets half.")]
 Epochs = Annotated[int, typer.Option("--epochs", min=3, help="Passes of each training at most.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder in which the two networks are kept.")]
+Learned = Annotated[int | None, typer.Option("--learned", min=1, help="Units learned together; not given: --units.")]
+Filters = Annotated[int, typer.Option("--filters", min=1, help="Filters of each layer of the networks; the twin: 64.")]
+Layers = Annotated[int, typer.Option("--layers", min=1, help="Layers of the networks' cores; the twin: 4.")]
+Members = Annotated[int, typer.Option("--members", min=1, help="Networks on each side that predict together.")]
+Rounds = Annotated[int, typer.Option("--rounds", min=0, help="Times that own images are shown and learned.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder in which the networks are kept.")]
 Units = Annotated[int, typer.Option("--units", min=1, help="Units, drawn at random.")]
 Starts = Annotated[int, typer.Option("--starts", min=2, help="Images of each unit: noise and photographs in turn.")]
 Singles = Annotated[int, typer.Option("--singles", min=1, help="Images that are also made one at a time.")]
@@ -86,17 +91,10 @@ def add_synthesis_bench(app: typer.Typer, side: Callable[[], Benches]) -> None:
 
         Example: stimloop bench synthesis --weights v1_twin --units 8 --starts 2 --json synthesis.json
         """
-        given = {
-            "weights": weights,
-            "other": other,
-            "units": units,
-            "starts": tuple(islice(cycle(KINDS), starts)),
-            "singles": singles,
-            "seed": seed,
-            "threads": threads,
-            "device": device,
-            "settings": {"iterations": iterations, "contrast": contrast, "together": together},
-        }
+        given = _asked(
+            starts, iterations, contrast, together, weights=weights, other=other, units=units, singles=singles,
+            seed=seed, threads=threads, device=device,
+        )  # fmt: skip
         _measure(SynthesisBench, given, lambda: side().synthesis, json_file, _report)
 
     @app.command("agreement")
@@ -108,6 +106,11 @@ def add_synthesis_bench(app: typer.Typer, side: Callable[[], Benches]) -> None:
         starts: Starts = 4,
         photographs: Most = 5000,
         epochs: Epochs = 13,
+        learned: Learned = None,
+        filters: Filters = 16,
+        layers: Layers = 3,
+        members: Members = 1,
+        rounds: Rounds = 0,
         out: Out = None,
         iterations: Iterations = 1000,
         contrast: Contrast = 0.25,
@@ -120,20 +123,18 @@ def add_synthesis_bench(app: typer.Typer, side: Callable[[], Benches]) -> None:
 
         Example: stimloop bench agreement --weights v1_twin --images v4/images --units 24 --json agreement.json
         """
-        given = {
-            "weights": weights,
-            "images": images,
-            "units": units,
-            "starts": tuple(islice(cycle(KINDS), starts)),
-            "photographs": photographs,
-            "epochs": epochs,
-            "out": out,
-            "seed": seed,
-            "threads": threads,
-            "device": device,
-            "settings": {"iterations": iterations, "contrast": contrast, "together": together},
-        }
+        given = _asked(
+            starts, iterations, contrast, together, weights=weights, images=images, units=units, seed=seed,
+            photographs=photographs, epochs=epochs, learned=learned, filters=filters, layers=layers, members=members,
+            rounds=rounds, out=out, threads=threads, device=device,
+        )  # fmt: skip
         _measure(AgreementBench, given, lambda: side().agreement, json_file, _report_models)
+
+
+def _asked(starts: int, iterations: int, contrast: float, together: int, **others: object) -> dict[str, Any]:
+    """Return what was given on a command line as the bench's config takes it."""
+    settings = {"iterations": iterations, "contrast": contrast, "together": together}
+    return {"starts": tuple(islice(cycle(KINDS), starts)), "settings": settings, **others}
 
 
 Config = TypeVar("Config", bound=ImagesBench)

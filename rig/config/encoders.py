@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -147,6 +147,11 @@ class Training(Part):
     patience: int = Field(default=5, ge=1, le=100, description="Epochs without a better held-out score: a plateau.")
     most_epochs: int = Field(default=200, ge=1, le=10_000, description="Epochs after which training ends.")
     tolerance: float = Field(default=1e-6, ge=0, le=1, description="By how much a score must rise (correlation, 0-1).")
+    averaging: float = Field(
+        default=0.0, ge=0, lt=1,
+        description="Weights that are scored and kept are running means over optimiser steps, of which each keeps this "
+        "share (relative to 1) of the means before; 0: the weights as they are.",
+    )  # fmt: skip
     laplacian: float = Field(default=6.3831, ge=0, description="Roughness of the first filters, relative to the loss.")
     sparsity: float = Field(default=0.0, ge=0, description="Group sparsity of later filters, relative to the loss.")
     readout_l1: float = Field(default=0.0076, ge=0, description="L1 norm of the readout, relative to the loss.")
@@ -165,6 +170,8 @@ class BankEncoder(Part):
 class NetworkEncoder(Part):
     """Networks that are trained while the session runs, and predict together; the eye is 32 x 32 pixels of grey."""
 
+    EYE_PX: ClassVar[int] = 32  # side of the eye that all encoders of a loop share
+
     type: Literal["network"] = "network"
     core: Annotated[WalkerCore | SeparableCore | NormalisedCore, Field(discriminator="type")] = NormalisedCore(
         first_kernel_px=21
@@ -173,12 +180,20 @@ class NetworkEncoder(Part):
     output: Literal["elu_plus_one", "softplus", "none"] = Field(
         default="none", description="What makes rates of the readout's output; none: it stays as it is."
     )
+    side_px: int = Field(
+        default=EYE_PX, ge=8, le=EYE_PX,
+        description="Side of the picture that the networks work on: the eye's 32 pixels are resampled to so many.",
+    )  # fmt: skip
     members: int = Field(default=3, ge=1, le=16, description="Networks; what they predict is their mean.")
     training: Training = Training(loss="gaussian", batch=64, slice=8, decays=2, patience=4, most_epochs=40)
     validation: float = Field(
         default=0.1, ge=0.02, le=0.5,
         description="Share of the training images, 0 to 1, that only say when to stop. The test images never do.",
     )  # fmt: skip
+    validation_of_each: bool = Field(
+        default=False,
+        description="Whether each network has such images of its own, so that all images are trained on by some.",
+    )
     steps: int = Field(
         default=300, ge=1, le=100_000,
         description="Steps of training behind each block, of one slice of one network: 5 to 15 ms each.",
@@ -190,6 +205,11 @@ class NetworkEncoder(Part):
     start: Path | None = Field(
         default=None, description="Cores of an earlier session (its encoders/*.safetensors) to begin from; null: none."
     )
+    start_sha256: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$",
+        description="Hash of the file `start`, so that nothing else begins from another one of that name. Filled in by "
+        "the program: do not give it.",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _trains(self) -> "NetworkEncoder":
@@ -199,6 +219,16 @@ class NetworkEncoder(Part):
             raise ValueError("training.batch: a single presentation has no variance to normalise by; give 2 or more")
         if self.training.readouts_only:
             raise ValueError("training.readouts_only: here the core is always trained; use start for a trained one")
+        side, first, training = self.side_px, self.core.first_kernel_px, self.training
+        if first > side:
+            raise ValueError(f"core.first_kernel_px: {first} does not fit into side_px {side}; give at most {side}")
+        if first == side and training.slice == 1 and not training.fixed_norms:
+            raise ValueError(
+                f"training.slice: 1 picture of which first_kernel_px {first} leaves one place has no variance to "
+                "normalise by; set slice to 2 or more, or give smaller filters"
+            )
+        if self.start_sha256 is not None and self.start is None:
+            raise ValueError("start_sha256: there is no start; leave it out, the program fills it in")
         return self
 
     def architecture(self) -> Architecture:

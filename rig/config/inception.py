@@ -89,6 +89,11 @@ class InceptionPhase(LoopPhase):
         description="Every so many-th place of the published grid of Gabors along each axis; 1: all 72,800 Gabors.",
     )  # fmt: skip
 
+    units_at_once: int = Field(
+        default=8, ge=1, le=500,
+        description="Units whose images are made behind one block of `waiting`; fewer where the encoder takes long.",
+    )  # fmt: skip
+
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         for name in ("images", "units", "controls"):
@@ -103,7 +108,7 @@ class InceptionPhase(LoopPhase):
 
     def presentations(self, units: int) -> int:
         """Return how many presentations it asks for, at most, with `units` scored units."""
-        groups = -(-self._chosen(units) // UNITS_AT_ONCE)
+        groups = -(-self._chosen(units) // self.units_at_once)
         return self.natural_presentations() + self.shown_back(groups, self.made_images(units))
 
     def _chosen(self, units: int) -> int:
@@ -116,5 +121,4 @@ def refuse_twice(name: str, given: Sequence[str]) -> None:
         raise ValueError(f"{name}: {twice[0]!r} is given twice; keep one")
 
 
-UNITS_AT_ONCE = 8  # units whose images are made while one block is shown
 MOST_FRAME_BYTES = 256 << 20  # of the images of one block: what the log takes at once (`rig.encoding`)

@@ -5,6 +5,8 @@ from pydantic import Field, model_validator
 from rig.config.encoders import Architecture, NormalisedCore, Training
 from rig.config.part import Part
 
+MOST_TWICE = 1600  # of the 3,720 pictures that there are, 500 only score
+
 
 class MeiBench(Part):
     """Simulated simple and complex cells, single presentations, networks fitted to them, and their best images."""
@@ -20,6 +22,9 @@ class MeiBench(Part):
     iterations: int = Field(default=200, ge=10, le=5000, description="Steps of each image.")
     starts: int = Field(default=4, ge=1, le=64, description="Noise images from which each image begins.")
     seed: int = Field(default=0, ge=0, description="Of cells, pictures and spikes; networks count on from 3.")
+    twice: bool = Field(
+        default=False, description="Whether the cells are recorded a second time, with other pictures: do images agree?"
+    )
     architecture: Architecture = Architecture(core=NormalisedCore())
     training: Training = Training(batch=64, laplacian=6.0, decays=2, patience=4, most_epochs=40)
 
@@ -27,4 +32,6 @@ class MeiBench(Part):
     def _scores_some(self) -> "MeiBench":
         if self.scored > self.units:
             raise ValueError(f"scored: {self.scored} of {self.units} units; give no more than units")
+        if self.twice and self.presentations > MOST_TWICE:
+            raise ValueError(f"presentations: {MOST_TWICE} at most with twice; pictures of both recordings differ")
         return self

@@ -86,4 +86,19 @@ class AgreementBench(ImagesBench):
     images: Path = Field(description="Folder of zip files of photographs, all of one size.")
     photographs: int = Field(default=5000, ge=100, description="Photographs at most; each network gets half of them.")
     epochs: int = Field(default=13, ge=3, le=1000, description="Passes of a training through its pictures, at most.")
-    out: Path | None = Field(default=None, description="Folder for the two networks' files.")
+    learned: int | None = Field(
+        default=None, ge=1, description="Units that a network learns together, with those of the images; null: no more."
+    )
+    filters: int = Field(default=16, ge=1, le=512, description="Filters of each layer of the cores.")
+    layers: int = Field(default=3, ge=1, le=8, description="Layers of the cores.")
+    members: int = Field(default=1, ge=1, le=16, description="Networks on each side; what they predict is their mean.")
+    rounds: int = Field(
+        default=0, ge=0, le=20, description="Times that a network's own images are shown to the units, and learned."
+    )
+    out: Path | None = Field(default=None, description="Folder for the networks' files.")
+
+    @model_validator(mode="after")
+    def _learns_all(self) -> "AgreementBench":
+        if self.learned is not None and self.learned < self.units:
+            raise ValueError(f"learned: {self.learned} of {self.units} units; images are of units that were learned")
+        return self

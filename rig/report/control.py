@@ -13,7 +13,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rig.report import inception
+from rig.report import learning
 from rig.report.confirmation import fixed
 from rig.report.data import Session
 from rig.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, draw_picture, mean_sem, new_figure
@@ -54,7 +54,7 @@ class Goal:
 def section(session: Session, phase: int, draw: Draw) -> str:
     """Return the section's HTML."""
     report = last_report(session, phase)
-    out = inception.model(session, phase, report, draw)
+    out = learning.section(session, phase, report, draw)
     every = goals(session, phase, report)
     if not every:
         return out + "<p>No image was shown back.</p>"
@@ -63,6 +63,8 @@ def section(session: Session, phase: int, draw: Draw) -> str:
         mine = [goal for goal in every if goal.kind == kind]
         if mine:
             out += f"<h4>{title}</h4>" + _verdict(kind, report, session.config["phases"][phase]["chance"])
+            if kind == "target":
+                out += _asked(mine, report, session.config["phases"][phase]["targets"])
             out += _figures(session, phase, report, mine, draw)
             out += _table(report, mine)
     return out
@@ -70,8 +72,7 @@ def section(session: Session, phase: int, draw: Draw) -> str:
 
 def goals(session: Session, phase: int, report: Report) -> list[Goal]:
     """Return the goals whose images were shown back, in the order of the log."""
-    ranks = {unit: report[f"{unit}: rank"] for unit in session.units if f"{unit}: rank" in report}
-    chosen = tuple(sorted(ranks, key=lambda unit: ranks[unit]))
+    chosen = tuple(learning.chosen(session, report))
     images: dict[str, dict[str, str]] = {}
     for title, which, stimulus in fixed(session, phase):
         images.setdefault(title, {})[which] = stimulus
@@ -153,6 +154,29 @@ def _verdict(kind: str, report: Report, chance: float) -> str:
     )
 
 
+def seen(report: Report, site: str) -> tuple[float, float]:
+    """Return the lowest and highest z-scored mean response of a site to held-out natural images; NaN if not stated."""
+    mean, sd, low, high = (report.get(f"{site}: natural_{what}", np.nan) for what in ("mean", "sd", "low", "high"))
+    return (low - mean) / sd, (high - mean) / sd
+
+
+def _asked(mine: list[Goal], report: Report, targets: dict[str, dict[str, float]]) -> str:
+    """Say which responses were asked for that no held-out natural image gave."""
+    said = []
+    for goal in mine:
+        for site, wanted in targets[goal.name].items():
+            low, high = seen(report, site)
+            if wanted < low or wanted > high:
+                ends = f"between {low:.1f} and {high:.1f}"
+                said.append(f"<li>{escape(goal.name)}: {wanted:g} of {escape(site)}, which had {ends}</li>")
+    if not said:
+        return ""
+    return (
+        "<p>Responses that were asked for and that no held-out natural image gave, so that the model was not fitted to "
+        f"such (and an image that gives them need not exist):</p><ul>{''.join(said)}</ul>"
+    )
+
+
 def _table(report: Report, mine: list[Goal]) -> str:
     rows = []
     for goal in mine:
@@ -194,7 +218,8 @@ def _figures(session: Session, phase: int, report: Report, mine: list[Goal], dra
         "stretch": "the site's z-scored response to each image, mean and standard error.",
         "one_hot": "z-scored responses of all sites of the set, the goal's site filled: it should be high and all "
         "others low.",
-        "target": "z-scored responses of its units; crosses: the vector that was asked for.",
+        "target": "z-scored responses of its units; crosses: the vector that was asked for; grey: from the lowest to "
+        "the highest mean response to a held-out natural image.",
     }[kind]
     out += draw(
         f"{kind}_images_{phase}",
@@ -280,6 +305,8 @@ def _beside(axes: Axes, session: Session, phase: int, report: Report, goal: Goal
             axes.plot(x[at], mean[at], marker, color=colour, markersize=5)
     if goal.kind == "target":
         wanted = session.config["phases"][phase]["targets"][goal.name]
+        for k, site in enumerate(goal.sites):
+            axes.plot([k, k], seen(report, site), color=GREY, alpha=0.35, linewidth=9, solid_capstyle="butt", zorder=0)
         axes.plot(range(len(goal.sites)), [wanted[site] for site in goal.sites], "x", color=BLACK, markersize=7)
     axes.set_xticks(range(len(goal.sites)), goal.sites, fontsize=6, rotation=90)
     if at >= 0:

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from rig.report import model_checks
+from rig.report import learning, model_checks
 from rig.report.confirmation import fixed
 from rig.report.data import Session
-from rig.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, draw_picture, mean_sem, new_figure
-from rig.report.first_minutes import REJECTED, Report, last_report, of_unit
-from rig.report.html import as_table, counted, estimate
+from rig.report.evolution import subtracted
+from rig.report.figures import BLACK, GREEN, GREY, ORANGE, draw_picture, mean_sem, new_figure
+from rig.report.first_minutes import Report, last_report, of_unit
+from rig.report.html import as_table, counted
 
 F64 = npt.NDArray[np.float64]
 Draw = Callable[[str, Figure | None, str], str]  # name of the file, figure, caption -> HTML
@@ -38,7 +39,7 @@ PERCENT_FROM = 10  # units; a share of fewer is told as a count alone
 def section(session: Session, phase: int, draw: Draw) -> str:
     """Return the section's HTML."""
     report = last_report(session, phase)
-    out = model(session, phase, report, draw)
+    out = learning.section(session, phase, report, draw)
     images: Images = {}
     for unit, kind, stimulus in fixed(session, phase):
         images.setdefault(unit, {})[kind] = stimulus
@@ -48,23 +49,6 @@ def section(session: Session, phase: int, draw: Draw) -> str:
     return out + model_checks.section(session, phase, images, report, draw)
 
 
-def model(session: Session, phase: int, report: Report, draw: Draw) -> str:
-    """Return what the encoder was worth and which units were chosen; also of a control phase."""
-    out = "<h3>The model</h3>" + draw(
-        f"learning_{phase}",
-        learning(session, phase),
-        "Correlation of the model's prediction with the mean response to held-out images, which it is never fitted to, "
-        "after each fit. Thin: single units; thick: their median; dashed: the median correlation of single responses "
-        "with the mean of their other repeats (oracle), which falls short of what a perfect model would reach.",
-    )
-    out += draw(
-        f"learning_units_{phase}",
-        learning_of_units(session, phase, report),
-        "The same for each chosen unit, with 95 % intervals (bootstrap over held-out images); dashed: its oracle.",
-    )
-    return out + _units(session, report)
-
-
 def shown_back(session: Session, phase: int, images: Images, report: Report, draw: Draw) -> str:
     """Return what fresh repeats say of images; also of those that were made on another day (`rig.report.revisit`)."""
     out = "<h3>Images shown back</h3>" + _verdict(session, phase, report, images)
@@ -72,9 +56,9 @@ def shown_back(session: Session, phase: int, images: Images, report: Report, dra
         f"meis_{phase}",
         gallery(session, phase, images, report),
         "For each unit its most exciting image and the controls, alike in mean level and RMS contrast "
-        f"({_contrasts(report, images)}); below, the unit's mean ± standard error over fresh repeats, "
-        f"{session.rate_unit}. Green: the most exciting image drove it more than this control (q at most the "
-        "configured chance), orange: less, grey: not told apart.",
+        f"({_contrasts(report, images)}); below, the unit's mean ± standard error over {_repeats(report, images)}, "
+        f"{session.rate_unit}{subtracted(session)}. Green: the most exciting image drove it more than this "
+        "control (q at most the configured chance), orange: less, grey: not told apart.",
     )
     out += draw(
         f"confusion_{phase}",
@@ -84,6 +68,13 @@ def shown_back(session: Session, phase: int, images: Images, report: Report, dra
         "Dots mark the highest of each row." + _unequal(report, images),
     )
     return out + _comparisons(session, report, images)
+
+
+def _repeats(report: Report, images: Images) -> str:
+    """Say over how many fresh repeats means are."""
+    of = [int(n) for unit in images for kind in images[unit] if (n := report.get(f"{unit}: {kind}_n")) is not None]
+    low, high = min(of, default=0), max(of, default=0)
+    return f"{high} fresh repeats" if low == high else f"{low} to {high} fresh repeats"
 
 
 def _known_contrasts(report: Report, images: Images) -> list[float]:
@@ -108,58 +99,6 @@ def _unequal(report: Report, images: Images) -> str:
         f" Images of different units differ in RMS contrast ({min(known):.3f} to {max(known):.3f}), because some could "
         "not reach the one that was asked for: columns of a higher contrast drive every unit more."
     )
-
-
-def _reports(session: Session, phase: int) -> dict[int, Report]:
-    """Return the agent's figures after each fit, the last of each, by the presentations in it."""
-    phases = session.column("model/updates/phase")
-    reports = [json.loads(text) for text in np.array(session.texts("model/updates/report"))[phases == phase]]
-    return {int(one["images_seen"]): one for one in reports if "heldout_r" in one}
-
-
-def learning(session: Session, phase: int) -> Figure | None:
-    """Draw the held-out score over presentations in the fit; None where none was stated."""
-    by_count = _reports(session, phase)
-    if len(by_count) < 2:
-        return None
-    figure = new_figure(6.4, 3.4)
-    axes = figure.subplots()
-    counts = np.array(sorted(by_count))
-    for unit in session.units[:MOST_UNITS]:
-        values = [by_count[n].get(f"{unit}: heldout_r", np.nan) for n in counts]
-        axes.plot(counts, values, color=BLUE, alpha=0.3, linewidth=0.9)
-    axes.plot(counts, [by_count[n]["heldout_r"] for n in counts], color=BLUE, marker="o", markersize=4, label="median")
-    oracle = [by_count[n].get("oracle", np.nan) for n in counts]
-    axes.plot(counts, oracle, color=GREY, linestyle="--", label="oracle, median")
-    axes.axhline(0, color=BLACK, linewidth=0.6)
-    axes.set(xlabel="presentations in the fit", ylabel="held-out r", ylim=(min(-0.2, *axes.get_ylim()), 1))
-    axes.legend(loc="lower right")
-    return figure
-
-
-def learning_of_units(session: Session, phase: int, report: Report) -> Figure | None:
-    """Draw each chosen unit's held-out score with its interval, best first; None where none was chosen."""
-    by_count = _reports(session, phase)
-    ranks = {unit: report[f"{unit}: rank"] for unit in session.units if f"{unit}: rank" in report}
-    units = sorted(ranks, key=lambda unit: ranks[unit])[: model_checks.MOST_UNITS]
-    if len(by_count) < 2 or not units:
-        return None
-    counts = np.array(sorted(by_count))
-    figure, grid = model_checks.panels(len(units))
-    for axes, unit in zip(grid, units, strict=True):
-        names = ("heldout_r", "heldout_r_low", "heldout_r_high", "oracle")
-        value, low, high, oracle = (
-            np.array([by_count[n].get(f"{unit}: {name}", np.nan) for n in counts]) for name in names
-        )
-        axes.fill_between(counts, low, high, color=BLUE, alpha=0.2, linewidth=0)
-        axes.plot(counts, value, color=BLUE, marker="o", markersize=3)
-        axes.plot(counts, oracle, color=GREY, linestyle="--")
-        axes.axhline(0, color=BLACK, linewidth=0.6)
-        axes.set(ylim=(min(-0.3, float(np.nanmin(low, initial=0.0))), 1))
-        axes.set_xlabel("presentations", fontsize=10)
-        axes.set_title(unit, fontsize=10)
-    model_checks.label_rows(grid, "held-out r")
-    return figure
 
 
 def gallery(session: Session, phase: int, images: Images, report: Report) -> Figure:
@@ -240,27 +179,6 @@ def _mean(session: Session, phase: int, unit: str, stimulus: str) -> tuple[float
     return mean_sem(session.rates(column, phase=phase, role="confirmation", stimulus=stimulus))
 
 
-def _units(session: Session, report: Report) -> str:
-    if "chosen" not in report:
-        return "<p>The phase ended before units were chosen.</p>"
-    each = [(unit, of_unit(report, unit)) for unit in session.units]
-    each.sort(key=lambda one: (one[1].get("rank", np.inf), -one[1].get("heldout_r", -np.inf)))
-    rows = []
-    for unit, one in each:
-        reasons = [name[len(REJECTED) :] for name in one if name.startswith(REJECTED)]
-        verdict = f"<b>{int(one['rank'])}</b>" if "rank" in one else "no: " + escape("; ".join(reasons))
-        rows.append([escape(unit), verdict, *(estimate(one, name) for name in ("heldout_r", "r2_er", "oracle"))])
-    head = ["unit", "chosen", "held-out r (95 %)", "R² of the noise-free tuning (95 %)", "oracle (95 %)"]
-    table = as_table(head, rows, frozenset({2, 3, 4}))
-    return (
-        f"<p><b>{counted(int(report['chosen']), 'unit')} chosen</b> of {len(session.units)}, after "
-        f"{report.get('images_seen', 0):.0f} presentations in the fit.</p><details><summary>All units</summary>{table}"
-        "<p>On held-out images: correlation with the mean response; R² with the noise-free tuning, unbiased (Pospisil "
-        "and Bair), which may come out below 0 or above 1; oracle: single responses with the mean of their other "
-        "repeats. Intervals: bootstrap over images.</p></details>"
-    )
-
-
 def _share(part: float, count: int) -> str:
     """Return a share of units in words: as a count, with its percentage where they are not too few for one."""
     said = f"{round(part * count)} of {counted(count, 'unit')}"
@@ -286,7 +204,8 @@ def _verdict(session: Session, phase: int, report: Report, images: Images) -> st
     for kind in against:
         tested = sum(f"{unit}: q_{kind}" in report for unit in session.units)
         better, worse = (_share(report[f"{name}_{kind}"], tested) for name in ("better", "worse"))
-        each.append(f"<li>More than <b>{KINDS[kind]}</b>: {better}; less: {worse}{_usual(session, report, kind)}.</li>")
+        said = f"More than <b>{KINDS[kind]}</b>: {better}; less: {worse}{_usual(session, report, kind)}."
+        each.append(f"<li>{said}{_together(report, kind)}</li>")
     if not against:
         after = "The phase did not come to its end, so that nothing was tested."
     else:
@@ -295,12 +214,32 @@ def _verdict(session: Session, phase: int, report: Report, images: Images) -> st
             f"comparisons with q at most {settings['chance']:g}: paired repeats, random swaps within pairs, corrected "
             "for all units and controls together (Benjamini and Hochberg)."
         )
+        if any(f"population_p_{kind}" in report for kind in against):
+            after += (
+                " The test over units takes each unit's mean difference as one observation (Wilcoxon), corrected for "
+                "the controls; it says what such units do, not which of them."
+            )
     return (
         "<p>The images were fixed before their first presentation; everything below rests on the fresh repeats alone. "
         + " ".join(words)
         + (f"</p><ul>{''.join(each)}</ul><p>" if each else " ")
         + f"{after}</p>"
     )
+
+
+def _together(report: Report, kind: str) -> str:
+    """Say what all units together do, each counted once; "" where they are too few for it."""
+    if f"population_p_{kind}" not in report:
+        return ""
+    of = {name: report.get(f"population_{name}_{kind}", np.nan) for name in ("n", "p", "q", "ratio")}
+    said = f" All {of['n']:.0f} units together: "
+    if np.isfinite(of["ratio"]):
+        ends = [report.get(f"population_ratio_{end}_{kind}") for end in ("low", "high")]
+        said += f"<b>{of['ratio']:.2f} times</b> as much (median over units"
+        said += "; " if ends[0] is None or ends[1] is None else f", 95 % interval {ends[0]:.2f} to {ends[1]:.2f}; "
+    else:
+        said += "("
+    return f"{said}signed rank test over units: p = {of['p']:.2g}, q = {of['q']:.2g})."
 
 
 def _usual(session: Session, report: Report, kind: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from rig.report import inception
 from rig.report.confirmation import fixed
 from rig.report.data import Session
+from rig.report.evolution import subtracted
 from rig.report.first_minutes import REJECTED, Report, last_report, of_unit
 from rig.report.html import as_table, counted
 from rig.report.inception import MEI, Draw, Images
@@ -29,7 +30,7 @@ def section(session: Session, phase: int, draw: Draw) -> str:
     if not images:
         return out + "<p>No image of that day was shown: no unit was verified.</p>"
     out += inception.shown_back(session, phase, images, report, draw)
-    return out + _then_and_now(session, report, images) + _of_both_days(session, phase, images)
+    return out + _then_and_now(session, phase, report, images) + _of_both_days(session, phase, images)
 
 
 def _matches(session: Session, phase: int, report: Report) -> str:
@@ -40,7 +41,7 @@ def _matches(session: Session, phase: int, report: Report) -> str:
         one = of_unit(report, today)
         reasons = [name[len(REJECTED) :] for name in one if name.startswith(REJECTED)]
         verdict = "no: " + escape("; ".join(reasons)) if reasons else "<b>yes</b>"
-        digits = {"similarity": ".2f", "q_match": ".2g"}
+        digits = {"similarity": ".2f", "q_match": ".3f"}
         figures = [f"{one[name]:{how}}" if name in one else "" for name, how in digits.items()]
         rows.append([escape(before), escape(today), *figures, verdict])
     made = dict.fromkeys(image["unit"] for image in taken["images"])
@@ -48,35 +49,42 @@ def _matches(session: Session, phase: int, report: Report) -> str:
     words = (
         f"<p><b>{int(report['verified'])} of {counted(int(report['pairs']), 'unit')} verified</b> to be those of "
         f"session {escape(taken['session'])}. Which is which was given by the user's table; mean responses to "
-        f"{counted(len(taken['shared']), 'image')} that were held out that day verify it. Correlations between units "
+        f"{counted(len(taken['shared']), 'image')} that were held out that day verify it (today "
+        f"{counted(settings['shared_repeats'], 'presentation')} of each). Correlations between units "
         f"that are not the same: median {report.get('null_median', np.nan):.2f}, 95 % below "
         f"{report.get('null_high', np.nan):.2f}. A unit is verified if its q is at most {settings['chance']:g} and no "
         "other combination with it is as alike. None of these images, nor anything made of them, is tested below.</p>"
     )
     if lost:
         words += (
-            f"<p>Of that day's units with images {escape(', '.join(lost))} stand in no pair; their images were not "
-            "shown.</p>"
+            f"<p>In no pair, and so without their images: {escape(', '.join(lost))}, of that day's units.</p>"
         )
     head = ["unit that day", "unit today", "correlation", "q", "verified"]
     return "<h3>Units of both days</h3>" + words + as_table(head, rows, frozenset({2, 3}))
 
 
-def _then_and_now(session: Session, report: Report, images: Images) -> str:
+def _then_and_now(session: Session, phase: int, report: Report, images: Images) -> str:
     digits = 1 if session.measure == "spikes" else 3
-    rows = []
+    settings, rows = session.config["phases"][phase], []
+    before = {(settings["units"].get(one["unit"]), one["kind"]): one for one in settings["taken"]["images"]}
+
+    def words(mean: float, error: float | None, repeats: float) -> str:
+        spread = "" if error is None or not np.isfinite(error) else f" ± {error:.{digits}f}"
+        return f"{mean:.{digits}f}{spread} ({int(repeats)})"
+
     for unit, of in images.items():
         one = of_unit(report, unit)
         for kind in of:
             if f"{kind}_before" in one and kind in one:
                 name = inception.KINDS.get(kind, kind)
-                error = one.get(f"{kind}_se", np.nan)
-                now = f"{one[kind]:.{digits}f} ± {error:.{digits}f}"
-                rows.append([escape(unit), escape(name), f"{one[f'{kind}_before']:.{digits}f}", now])
+                then = before[unit, kind]
+                now = words(one[kind], one.get(f"{kind}_se"), one.get(f"{kind}_n", 0))
+                that_day = words(one[f"{kind}_before"], then["error_hz"], then["presentations"])
+                rows.append([escape(unit), escape(name), that_day, now])
     table = as_table(["unit", "image", "that day", "today"], rows, frozenset({2, 3}))
     return (
-        f"<details><summary>Responses of both days</summary><p>Means over repeats, {session.rate_unit}.</p>{table}"
-        "</details>"
+        f"<details><summary>Responses of both days</summary><p>Mean ± standard error (repeats), {session.rate_unit}"
+        f"{subtracted(session)}.</p>{table}</details>"
     )
 
 

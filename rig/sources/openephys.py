@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from rig.sources.multiunit import ThresholdUnits
 
 PERIOD_NS = 25_000_000
-FIRST_MESSAGE_NS = 4_000_000_000  # a session that cannot start says why in under 10 s, all start-up included
+FIRST_MESSAGE_NS = 4_000_000_000  # since it listens: a session that cannot start says why in under 10 s
+RECEIVER_UP_NS = 60_000_000_000  # the receiving process takes 0.2 s to come up, on a busy computer far longer
 STALL_NS = 200_000_000  # a loop that was held up itself has not read yet what came meanwhile
 LAST_PERIODS = 100
 MOST = 10_000  # messages read in one period: keeps a backlog from delaying documents
@@ -67,8 +68,7 @@ class OpenEphys:
 
     def run(self) -> int:
         """Serve until stopped; return the process's exit code."""
-        due = self._start_ns
-        checked_ns = self._start_ns
+        due = checked_ns = listens_ns = self._start_ns
         ready = False
         try:
             while not self._stop:
@@ -76,11 +76,13 @@ class OpenEphys:
                 if failed is not None:
                     return failed
                 now = self._clock.now_ns()
+                if not self._receiver.priority and now < self._start_ns + RECEIVER_UP_NS:
+                    listens_ns = now
                 if not ready and self._ledger.total:
                     ready = True
                     ready_as = {"source": self._source.name, "endpoint": self._where, "stream": self._stream}
                     self._say(ready={**ready_as, "receiver": self._receiver.priority, "pid": self._receiver.pid})
-                elif not ready and now > self._start_ns + FIRST_MESSAGE_NS:
+                elif not ready and now > listens_ns + FIRST_MESSAGE_NS:
                     return self._no_message()
                 if now > checked_ns + 1_000_000_000:
                     checked_ns = now

@@ -13,10 +13,10 @@ import psutil
 from rig.clock import Clock
 from rig.supervision.child import AWAY
 from rig.supervision.liveness import Pulses, Stillness
-from rig.supervision.processes import READY_S, Child, runs
+from rig.supervision.processes import Child, runs
 from rig.supervision.restarts import Restarts
+from rig.supervision.starting import Starting
 
-LONGEST_START_S = 600.0  # of a process that works all the time: reading a long log takes a while
 LEAVE_NS = 1_500_000_000  # what a dead child had started ends by itself within this; then it is killed
 
 
@@ -63,7 +63,8 @@ class Post:
         self._pulses, self._slot, self._clock = pulses, slot, clock
         self._environment = {**pulses.environment(slot), **(environment or {})}
         self._stillness = Stillness(0, pulses.look(slot))
-        self._started_ns = self._due_ns = self._leave_ns = 0
+        self._starting = Starting(0, pulses.look(slot))
+        self._due_ns = self._leave_ns = 0
         self._away_ns: int | None = None  # since when nobody has been ready, after a death
         self._left: list[psutil.Process] = []
         self._told_to_stop: Child | None = None
@@ -80,12 +81,12 @@ class Post:
 
     def fill(self) -> Child:
         """Start a child."""
-        self._started_ns = self._clock.now_ns()
+        now_ns, sign = self._clock.now_ns(), self._pulses.look(self._slot)
         environment = dict(self._environment)
         if self._away_ns is not None:
             environment[AWAY] = str(self._away_ns)
         self.child = Child(self.name, self.arguments, self.log, environment, self._pulses.inherited)
-        self._stillness = Stillness(self._started_ns, self._pulses.look(self._slot))
+        self._stillness, self._starting = Stillness(now_ns, sign), Starting(now_ns, sign)
         return self.child
 
     def look(self, now_ns: int) -> str:
@@ -102,9 +103,8 @@ class Post:
         sign = self._pulses.look(self._slot)
         still_ns = self._stillness.look(now_ns, sign)
         if child.ready is None:
-            if still_ns > READY_S * 1e9 or now_ns - self._started_ns > LONGEST_START_S * 1e9:
-                return f"was not ready after {(now_ns - self._started_ns) * 1e-9:.0f} s"
-            return ""
+            stuck = self._starting.stuck(now_ns, sign, child.used_s)
+            return self._starting.why(now_ns, child.used_s) if stuck else ""
         longest_ns = self._longest_ns if sign.longest_ns is None else sign.longest_ns
         if still_ns > longest_ns:
             return f"stood still for {still_ns * 1e-9:.1f} s, its longest busy time is {longest_ns * 1e-9:g} s"

@@ -8,19 +8,22 @@ import json
 import os
 import queue
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
 from rig.clock import Clock
+from rig.supervision.liveness import Sign
+from rig.supervision.starting import Starting, busy_now, cure
 
-READY_S = 30.0
 KILL_S = 5.0  # a process that a kill has not ended by then waits inside the kernel, for a disk or a device
 POLL_S = 0.05
 MARK = "STIMLOOP_START"  # in the environment of a child and of everything that it starts
@@ -69,9 +72,10 @@ class Child:
         self.mark = secrets.token_hex(8)
         self._unsaid = b""  # what did not fit into the pipe yet
         self._lines: queue.Queue[str] = queue.Queue()
+        command = [sys.executable, *arguments]
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -79,6 +83,12 @@ class Child:
                 pass_fds=inherited,
                 start_new_session=os.name != "nt",  # Ctrl-C is for the supervisor, which ends them in order
             )
+            self._seen = psutil.Process(self.process.pid)
+            begun = datetime.fromtimestamp(self._seen.create_time(), UTC).isoformat(" ", "seconds")
+            stderr.write(f"--- {begun} process {self.process.pid}: {shlex.join(command)}\n".encode())
+            stderr.flush()
+            self._said_from = stderr.tell()  # of this process, not of the one before it, which wrote to the same file
+        self._used_s = 0.0
         assert self.process.stdin is not None  # noqa: S101 - it was asked for
         if os.name != "nt":
             os.set_blocking(self.process.stdin.fileno(), False)
@@ -122,6 +132,14 @@ class Child:
     def exit_code(self) -> int | None:
         """Exit code, None while it runs."""
         return self.process.poll()
+
+    @property
+    def used_s(self) -> float:
+        """Processor time that it has got, s, without what it has started; of one that has ended, as last seen."""
+        with suppress(psutil.Error):
+            times = self._seen.cpu_times()
+            self._used_s = times.user + times.system
+        return self._used_s
 
     def say(self, word: str) -> None:
         """Write a line ("go", "stop" ...) to the child, without waiting: a frozen one must not hold up its parent."""
@@ -199,7 +217,9 @@ class Child:
             return f"cannot be killed: the system holds process {self.process.pid}, which waits for a disk or a device"
         if code < 0:
             return f"was killed by signal {_signal_name(-code)}"
-        tail = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+        with self.log.open("rb") as file:
+            file.seek(self._said_from)
+            tail = file.read().decode("utf-8", "replace").strip().splitlines()[-1:]
         return f"ended with code {code}" + (f": {tail[0]}" if tail else "")
 
 
@@ -213,15 +233,17 @@ def _signal_name(number: int) -> str:
 
 def wait_ready(children: list[Child], clock: Clock, stopped: Callable[[], bool] = lambda: False) -> None:
     """Wait until all children say that they are ready; raises SessionFailed with the reason of one that cannot."""
-    end_ns = clock.now_ns() + int(READY_S * 1e9)
-    while waiting := [c for c in children if c.ready is None]:
-        for child in children:
+    silent = Sign(0)  # nobody reads the counter of such a child
+    starting = [Starting(clock.now_ns(), silent) for _ in children]
+    while any(child.ready is None for child in children):
+        for child, start in zip(children, starting, strict=True):
             child.update()
             if child.failed is not None or child.exit_code is not None:
                 raise SessionFailed(child.why())
+            now_ns = clock.now_ns()
+            if child.ready is None and start.stuck(now_ns, silent, child.used_s):
+                why = start.why(now_ns, child.used_s)
+                raise SessionFailed(f"{child.name} {why}\n  cure: {cure(child.log, busy_now())}")
         if stopped():
             raise SessionFailed("stopped before all processes were ready")
-        if clock.now_ns() > end_ns:
-            names = ", ".join(c.name for c in waiting)
-            raise SessionFailed(f"not ready after {READY_S:.0f} s: {names}\n  cure: see {waiting[0].log}")
         clock.sleep_until_ns(clock.now_ns() + int(POLL_S * 1e9))

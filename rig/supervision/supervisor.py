@@ -18,10 +18,11 @@ from rig.recording.journal import last_whole_seq, read_all
 from rig.supervision.liveness import Pulses
 from rig.supervision.picture import Picture
 from rig.supervision.post import Post
-from rig.supervision.processes import POLL_S, READY_S, Child, SessionFailed
+from rig.supervision.processes import POLL_S, Child, SessionFailed
 from rig.supervision.restarts import Restarts
 from rig.supervision.run_number import ZERO, run_zero
 from rig.supervision.session_lock import SessionLock
+from rig.supervision.starting import READY_S, busy_now, cure
 from rig.timing import drain_s
 
 STOP_S = 8.0
@@ -145,6 +146,7 @@ class Supervisor:
 
     def _wait(self, more: Callable[[], bool] = lambda: True) -> None:
         """Wait until all children are ready and `more()`; raises SessionFailed for one that cannot start."""
+        patience_ns = self._clock.now_ns() + int(READY_S * 1e9)
         while True:
             for post in self._posts.values():
                 now = self._clock.now_ns()
@@ -156,6 +158,9 @@ class Supervisor:
                 raise SessionFailed("stopped before all processes were ready")
             if all(post.ready for post in self._posts.values()) and more():
                 return
+            if self._clock.now_ns() > patience_ns and (late := [p.name for p in self._posts.values() if not p.ready]):
+                patience_ns += int(READY_S * 1e9)
+                self._tell(f"still waiting for {', '.join(late)}" + (f"; {crowd}" if (crowd := busy_now()) else ""))
             self._nap()
 
     def _fell_at_start(self, post: Post, child: Child, why: str, now_ns: int) -> None:
@@ -168,7 +173,7 @@ class Supervisor:
         due_ns = post.restarts.died(now_ns) if struck and child.failed is None else None
         if due_ns is None or not post.vacate(now_ns, due_ns):
             ended = child.exit_code is not None or child.failed is not None
-            raise SessionFailed(child.why() if ended else f"{post.name} {why}\n  cure: see {post.log}")
+            raise SessionFailed(child.why() if ended else f"{post.name} {why}\n  cure: {cure(post.log, busy_now())}")
         done = "killed, reaped and started again before the first trial"
         self._journal_fault("process restarted", f"{post.name} {why}", done, post.since_ns)
         self._tell(f"{post.name} {why}: {done}")
