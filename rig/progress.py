@@ -163,7 +163,7 @@ class Progress:
         self._planned = planned(config)
         self._proposals: dict[int, tuple[int, str, int]] = {}  # number -> phase, agent, generation
         self._now = (0, "", 0)  # of what is on the screen
-        self._shown = self._answered = self._usable = self._late = 0
+        self._shown = self._of_plan = self._answered = self._usable = self._late = 0
         self._report: dict[str, float] = {}
         self._measure = measured(config)
         self._faults: dict[str, int] = {}
@@ -184,6 +184,7 @@ class Progress:
             self._proposals[document.proposal] = (document.phase, document.agent, document.generation)
         elif isinstance(document, Presented):
             self._shown += 1
+            self._of_plan += document.slot >= 0  # fallback images take time, but nothing of the plan is done
             self._now = self._proposals.get(document.proposal, self._now)
             self._late += document.late_flips
         elif isinstance(document, Response):
@@ -213,7 +214,7 @@ class Progress:
     def render(self) -> RenderableType:
         """Return the table of the moment."""
         table = Table.grid(padding=(0, 2))
-        left_s = expected_s(self._config, max(self._planned - self._shown, 0))
+        left_s = expected_s(self._config, max(self._planned - self._of_plan, 0))
         rate = ", ".join(self._rates())
         rows = [
             ("phase", f"{self._now[0] + 1} of {len(self._config.phases)}, {self.place}"),
@@ -245,8 +246,9 @@ class Progress:
 
     def _count(self) -> str:
         """Say how many were shown; repeats of what was unusable and fallback images come on top of the plan."""
-        more = self._shown - self._planned
-        return f"{min(self._shown, self._planned)} of {self._planned}" + (f" and {more} more" if more > 0 else "")
+        planned = min(self._of_plan, self._planned)
+        more = self._shown - planned
+        return f"{planned} of {self._planned}" + (f" and {more} more" if more else "")
 
     def _why_not_usable(self) -> str:
         """Name the most frequent reasons; of reasons that differ in their numbers only, the newest."""
@@ -307,7 +309,8 @@ class Progress:
 
     def line(self) -> str:
         """Return the same in one line, for logs without a terminal."""
-        what = "" if self._learns else f"{RATE_UNITS[self._measure]} above baseline: "
+        above = "" if self._config.responses.baseline.kind == "none" else " above baseline"
+        what = "" if self._learns else f"{RATE_UNITS[self._measure]}{above}: "
         return (
             f"{self.place}: {self._count()} shown, {self._usable} usable, late flips {self._late}, "
             f"faults {sum(self._faults.values())}; {what}{', '.join(self._rates()) or '-'}"

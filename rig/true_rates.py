@@ -49,7 +49,12 @@ For example: stimloop truth sessions/2026-11-21-inception
 """
 WORDS = (
     "The animal was simulated: only so can true rates be known. True: rates of its neurons to the frames of the log, "
-    "without noise. Found: q at most the configured chance, from the fresh repeats; wrong: in the other direction."
+    "without noise. Found: q at most the configured chance, from the fresh repeats."
+)
+COMPARED = (
+    "By the difference of true rates, over the larger of both; found: in the true direction; wrong: in the other, or "
+    "where the true rates are equal. Rates in spikes/s; + the MEI was found to drive the unit more than this control, "
+    "- less."
 )
 console, errors = Console(), Console(stderr=True)
 
@@ -85,6 +90,8 @@ class PhaseTruth:
     """(unit, mei): true rate of each unit to the most exciting image of each."""
     row_maximum_found: float | None
     pairs: tuple[Pair, ...]
+    agent: str = "inception"
+    """One of AGENTS."""
 
     @property
     def row_maximum_true(self) -> float | None:
@@ -104,7 +111,7 @@ class PhaseTruth:
             rows.append({"true_difference": name, "comparisons": len(some), "found": right, "wrong": wrong})
         pairs = [{**asdict(p), "true_difference": p.true_difference} for p in self.pairs]
         return {
-            "phase": self.phase + 1, "agent": "inception", "units": list(self.units),
+            "phase": self.phase + 1, "agent": self.agent, "units": list(self.units),
             "row_maximum_true": self.row_maximum_true, "row_maximum_found": self.row_maximum_found,
             "true_mei_hz": self.mei_hz.tolist(), "by_size": rows, "comparisons": pairs,
         }  # fmt: skip
@@ -253,7 +260,7 @@ def _truth(phase: int, shown: _Shown, animal: _Animal) -> PhaseTruth:
             verdict = int(np.sign(difference)) if q <= chance else 0
             pairs.append(Pair(unit, control, true_hz, control_hz, difference, q, verdict))
     mei = np.array([[of[images[other][MEI].stimulus_id][column[unit]] for other in units] for unit in units])
-    return PhaseTruth(phase, units, mei, shown.report.get("row_maximum"), tuple(pairs))
+    return PhaseTruth(phase, units, mei, shown.report.get("row_maximum"), tuple(pairs), shown.agent)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -285,7 +292,7 @@ def add_truth(app: typer.Typer, models: "Callable[[], ModelSide]") -> None:
                     highlight=False,
                 )
         if any(isinstance(one, PhaseTruth) for one in found):
-            console.print("Rates in spikes/s; + the MEI was found to drive the unit more than this control, - less.")
+            console.print(COMPARED, highlight=False, soft_wrap=True)
         if any(isinstance(one, ControlTruth) for one in found):
             console.print(CONTROL_WORDS, highlight=False, soft_wrap=True)
         console.print(WORDS, highlight=False, soft_wrap=True)

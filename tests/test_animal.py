@@ -628,7 +628,8 @@ import json, pylsl
 found = {i.name(): i for i in pylsl.resolve_streams(wait_time=2.0)}
 spikes, edges = pylsl.StreamInlet(found["test spikes"]), pylsl.StreamInlet(found["test edges"])
 spikes.open_stream(5.0); edges.open_stream(5.0)
-units, unit = [], spikes.info(5.0).desc().child("units").child("unit")
+described = spikes.info(5.0)  # kept: what `desc` gives points into it, and does not keep it alive
+units, unit = [], described.desc().child("units").child("unit")
 while not unit.empty():
     units.append(unit.child_value())
     unit = unit.next_sibling()

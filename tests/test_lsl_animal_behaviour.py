@@ -84,13 +84,14 @@ def test_the_outlet_sends_the_body_with_stamps_of_its_clock() -> None:
         (info,) = pylsl.resolve_byprop("name", name, timeout=200)
         inlet = pylsl.StreamInlet(info, recover=False)
         inlet.open_stream(timeout=60)
-        first = inlet.info(timeout=60).desc().child("channels").child("channel")
+        whole = inlet.info(timeout=60)
+        label = whole.desc().child("channels").child("channel").child_value("label")  # while `whole` lives: it is a view
         rows, stamps = inlet.pull_chunk(timeout=8.0, max_samples=400)
         inlet.close_stream()
         del inlet
     finally:
         outlet.close()
-    assert first.child_value("label") == CHANNELS[0]
+    assert label == CHANNELS[0]
     assert len(rows) == 400
     times, values = Body(made).until(clock.now_ns())
     k = int(np.argmin(np.abs(np.array(times) * 1e-9 - stamps[0])))

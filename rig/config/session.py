@@ -212,6 +212,9 @@ class Config(Part):
                 f"{where}.encoder.training.loss: poisson is for counts, and responses.baseline subtracts from them; "
                 "set responses.baseline to {kind: none}, or the loss to gaussian"
             )
+        calcium = getattr(self.sources[0], "calcium", None)
+        if phase.fits_counts and calcium is not None and calcium.measure == "dff":
+            yield f"{where}.encoder.training.loss: poisson is for counts, and dF/F falls below 0; set it to gaussian"
         known = ["natural", "tiles", *self.banks]
         for bank in [name for name in phase.images if name not in known]:
             yield f"{where}.images: no bank {bank!r}; choose from {', '.join(known)} or add it to banks"

@@ -205,7 +205,7 @@ def _verdict(session: Session, phase: int, report: Report, images: Images) -> st
         tested = sum(f"{unit}: q_{kind}" in report for unit in session.units)
         better, worse = (_share(report[f"{name}_{kind}"], tested) for name in ("better", "worse"))
         said = f"More than <b>{KINDS[kind]}</b>: {better}; less: {worse}{_usual(session, report, kind)}."
-        each.append(f"<li>{said}{_together(report, kind)}</li>")
+        each.append(f"<li>{said}{_together(session, report, kind)}</li>")
     if not against:
         after = "The phase did not come to its end, so that nothing was tested."
     else:
@@ -227,18 +227,19 @@ def _verdict(session: Session, phase: int, report: Report, images: Images) -> st
     )
 
 
-def _together(report: Report, kind: str) -> str:
+def _together(session: Session, report: Report, kind: str) -> str:
     """Say what all units together do, each counted once; "" where they are too few for it."""
     if f"population_p_{kind}" not in report:
         return ""
     of = {name: report.get(f"population_{name}_{kind}", np.nan) for name in ("n", "p", "q", "ratio")}
     said = f" All {of['n']:.0f} units together: "
     if np.isfinite(of["ratio"]):
-        ends = [report.get(f"population_ratio_{end}_{kind}") for end in ("low", "high")]
-        said += f"<b>{of['ratio']:.2f} times</b> as much (median over units"
-        said += "; " if ends[0] is None or ends[1] is None else f", 95 % interval {ends[0]:.2f} to {ends[1]:.2f}; "
+        low, high = (report.get(f"population_ratio_{end}_{kind}", np.inf) for end in ("low", "high"))
+        ends = f"{low:.2f} to {high:.2f}" if np.isfinite(high) else f"{low:.2f} and more"
+        said += f"<b>{of['ratio']:.2f} times</b> as much{subtracted(session)} (median over units, "
+        said += f"95 % interval {ends}; " if np.isfinite(low) else ""
     else:
-        said += "("
+        said += "(no ratio, because a mean response is 0 or below; "
     return f"{said}signed rank test over units: p = {of['p']:.2g}, q = {of['q']:.2g})."
 
 

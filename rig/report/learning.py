@@ -34,12 +34,13 @@ def section(session: Session, phase: int, report: Report, draw: Draw) -> str:
         "Correlation of the model's prediction with the mean response to held-out images, which it is never fitted to, "
         f"after each fit. Thin: chosen units; {others}; thick: median of all; dashed: the median correlation of single "
         "responses with the mean of their other repeats (oracle), which falls short of what a perfect model would "
-        "reach.",
+        "reach. Each point is of the repeats until then: score and oracle rise with their number, too.",
     )
     out += draw(
         f"networks_{phase}",
         networks(session, phase),
-        "The networks, after each block. Left: median held-out correlation of what predicts (all networks together), "
+        "The networks, after each block; before the first of these the score above is that of the fixed features. "
+        "Left: median held-out correlation of what predicts (all networks together), "
         "beside that of a ridge readout of fixed features on the same presentations. Middle: correlation of each "
         "network with the training images that decide when it stops (its best so far). Right: passes through the "
         "presentations that it has, since it last took new ones in.",
@@ -48,7 +49,7 @@ def section(session: Session, phase: int, report: Report, draw: Draw) -> str:
         f"learning_units_{phase}",
         of_units(session, phase, report),
         "The held-out correlation of each chosen unit, with 95 % intervals (bootstrap over held-out images); dashed: "
-        "its oracle.",
+        "its oracle. Units are chosen by it, so that of the chosen ones it is a little too high.",
     )
     return out + _units(session, report)
 
@@ -168,5 +169,6 @@ def _units(session: Session, report: Report) -> str:
         f"{report.get('images_seen', 0):.0f} presentations in the fit.</p><details><summary>All units</summary>{table}"
         "<p>On held-out images: correlation with the mean response; R² with the noise-free tuning, unbiased (Pospisil "
         "and Bair), which may come out below 0 or above 1; oracle: single responses with the mean of their other "
-        "repeats. Intervals: bootstrap over images.</p></details>"
+        "repeats. Intervals: bootstrap over images; they do not know that units were chosen by the first of these."
+        "</p></details>"
     )
