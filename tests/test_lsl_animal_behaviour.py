@@ -85,7 +85,7 @@ def test_the_outlet_sends_the_body_with_stamps_of_its_clock() -> None:
         inlet = pylsl.StreamInlet(info, recover=False)
         inlet.open_stream(timeout=60)
         whole = inlet.info(timeout=60)
-        label = whole.desc().child("channels").child("channel").child_value("label")  # while `whole` lives: it is a view
+        label = whole.desc().child("channels").child("channel").child_value("label")  # a view into `whole`
         rows, stamps = inlet.pull_chunk(timeout=8.0, max_samples=400)
         inlet.close_stream()
         del inlet
