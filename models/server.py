@@ -2,7 +2,7 @@
 
 Run live by `models.__main__` and in replay by `rig.replay`, from the same entries, with the same outcome: it reads no
 clock and does no I/O. Background work is stepped by whoever runs the fold; its result counts only when the journalled
-WorkDone comes back, in order, and a replay takes the steps that were taken live.
+WorkDone comes back, in order, and a replay takes the same steps to its end.
 """
 
 import hashlib
@@ -272,7 +272,7 @@ class ModelServer:
             return []
         if done.error:  # nothing is computed here: what raised live may take minutes, or raise no more
             return self._failed(f"work {done.work}", done.error)
-        while self.work.steps < done.steps and not self.work.step():
+        while not self.work.step():  # live it is finished; with other data, as in a replay of changed ones, by other steps
             pass
         batch = self.work.result()
         self.work = None

@@ -459,6 +459,7 @@ def probe_config(port: int, **source: Any) -> Config:
     return config(sources=[{"type": "openephys", "name": "probe", "port": port, "http_port": None, **source}])
 
 
+@pytest.mark.alone
 def test_a_running_device_is_heard_through_its_real_source(tmp_path: Path) -> None:
     with playing("--units", "3", "--rate", "30") as port:
         results = listened(probe_config(port), tmp_path)
@@ -469,6 +470,7 @@ def test_a_running_device_is_heard_through_its_real_source(tmp_path: Path) -> No
     assert "90 spikes/s" in the(results, "source probe rates").message or "spikes/s of 3 units" in results[2].message
 
 
+@pytest.mark.alone
 def test_a_lossy_device_is_seen(tmp_path: Path) -> None:
     with playing("--rate", "30", "--fault", "drop@5", "--fault", "drop@7", "--fault", "drop@9") as port:
         results = listened(probe_config(port), tmp_path)

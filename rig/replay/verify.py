@@ -5,7 +5,7 @@ for byte. The folds are arguments: this module knows no model. It reads the log 
 compared yet, so its memory does not grow with the session.
 
 A fold that was restarted emits the same identities again and the recorder drops them: the journal of a session with
-kills compares like that of one without. Background work is taken as the steps that were taken live (WorkDone.steps).
+kills compares like that of one without. Background work is taken to its end.
 """
 
 from collections import OrderedDict
