@@ -272,7 +272,7 @@ class ModelServer:
             return []
         if done.error:  # nothing is computed here: what raised live may take minutes, or raise no more
             return self._failed(f"work {done.work}", done.error)
-        while not self.work.step():  # live it is finished; with other data, as in a replay of changed ones, by other steps
+        while not self.work.step():  # live it is finished; a replay of changed data may need other steps
             pass
         batch = self.work.result()
         self.work = None
