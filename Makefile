@@ -1,11 +1,10 @@
 # `make demo` and `make test` do all of their set-up on a fresh Debian or Ubuntu machine: see .ci/setup.
-.PHONY: help setup demo test test-in-turn test-slow chaos lint check clean
+.PHONY: help setup demo test test-slow chaos lint check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       a whole session on the simulated animal, then its report"
 	@echo "make test       lint, types, import contracts and tests"
-	@echo "make test-in-turn  the same, the tests that keep real time alone"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make chaos      sessions whose processes are killed and frozen (about 20 minutes)"
 	@echo "make check      lint, types and import contracts only"
@@ -25,11 +24,8 @@ check: lint
 	@.venv/bin/mypy --strict rig models stimuli
 	@.venv/bin/lint-imports
 
-test: setup
-	@.ci/tests
-
-# The same without anything beside the tests that keep real time: longer, to see whether a failure is the crowd's.
-test-in-turn: check
+# Most tests run on both cores; those with a screen, and others that keep real time, one after the other and alone.
+test: check
 	@.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not display and not alone"
 	@.venv/bin/python -m pytest -m "(display or alone) and not slow and not chaos"
 

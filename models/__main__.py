@@ -94,13 +94,17 @@ def _introduce(peer: Peer, stop: Asked, clock: Clock) -> tuple[SessionStart, int
     return start, entry.envelope.seq
 
 
-def _server(config: Config) -> ModelServer:
+def _set_torch(config: Config) -> None:
     networks = (isinstance(p, EvolvePhase) and isinstance(p.generator, NetworkGenerator) for p in config.phases)
     if any(networks) or any(isinstance(p, LoopPhase) for p in config.phases):
         import torch  # 2 s that only these need; with as many threads as replay takes
 
         torch.set_num_threads(config.processes.torch_threads)
         torch.use_deterministic_algorithms(True)
+
+
+def _server(config: Config) -> ModelServer:
+    _set_torch(config)
     repeats = config.presentation.repeats_of_unusable
     return ModelServer(build_from_config(config), len(config.phases), repeats)
 
@@ -140,6 +144,7 @@ def restored(
         else:
             why = str(snapshot)
         refused(path, why)
+    _set_torch(config)  # what is computed while the phases are tried out stays in memory
     begins(config)
     return _server(config), 0, "none: the log from its beginning"
 

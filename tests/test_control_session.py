@@ -23,7 +23,7 @@ from rig.report.page import write
 from rig.true_control import ControlTruth
 from rig.true_rates import truths
 from rig.view.h5 import build
-from stimuli.spec import BankImage, LatentImage
+from stimuli.spec import HELD_OUT, BankImage, LatentImage
 from tests.test_replay import made, make
 
 PHASE: dict[str, Any] = {
@@ -82,7 +82,7 @@ def test_the_report_shows_images_scores_and_baselines(journal: Path) -> None:
                     assert (outside in page) == (not low <= wanted <= high)
 
 
-def test_true_scores_are_those_of_the_neurons_in_the_sessions_own_units(journal: Path) -> None:
+def test_true_scores_are_those_of_the_neurons_z_scored_by_true_rates_to_held_out_images(journal: Path) -> None:
     entries = [e.document for e in read_all(journal)]
     last = [d for d in entries if isinstance(d, ModelUpdated)][-1]
     (one,) = truths(journal.parent, build_for)
@@ -103,12 +103,15 @@ def test_true_scores_are_those_of_the_neurons_in_the_sessions_own_units(journal:
         if isinstance(s.spec, BankImage)
     }
     assert len(natural) == 50
+    stimuli = {s.id: s for d in entries if isinstance(d, Proposal) for s in d.stimuli}
+    held_out = np.stack([rates for name, rates in natural.items() if HELD_OUT in stimuli[name].figures])
+    assert len(held_out) == 10
     assert [goal.kind for goal in one.goals] == ["stretch"] * 2 + ["one_hot"] * 2 + ["target"]
     ids = {(score.target, score.source): score.stimulus_id for score in last.scores}
     for goal in one.goals[:2]:
         unit = goal.title.removeprefix("stretch ")
         column = cells.units.index(unit)
-        mean, sd = (last.report[f"{unit}: natural_{what}"] for what in ("mean", "sd"))
+        mean, sd = held_out[:, column].mean(), held_out[:, column].std(ddof=1)
         for which, z in goal.true.items():
             rate = cells.rate_hz(pictures[ids[goal.title, which]].astype(np.float32) / np.float32(255))[column]
             assert z == pytest.approx((rate - mean) / sd)

@@ -10,7 +10,7 @@ import torch
 from models.encoders.network import Network
 from models.encoders.recordings import Recording, held_out_images
 from models.encoders.scoring import Correlations
-from models.encoders.training import Fit
+from models.encoders.training import Fit, best_of
 from rig.config.encoders import WALKER_TRAINING, Architecture, Training
 from tests.known_cells import CELLS, CORE, QUICK, cells, fit, recorded, same
 
@@ -80,7 +80,7 @@ def test_a_fit_ends_with_the_best_weights_it_has_seen() -> None:
     assert running.progress.epoch < 50
     assert running.progress.best == best
     assert running.progress.newest < best
-    weights = running.best()["weights"]
+    weights = best_of(running.state())["weights"]
     assert same(running.finish().state()["weights"], weights)
     recording = running.recordings["s"]
     score = Correlations(CELLS)
@@ -96,13 +96,13 @@ def test_a_plateau_and_a_stop_by_hand_go_back_to_the_best_weights() -> None:
     running = fit(training=QUICK.model_copy(update={"rate": 0.5, "patience": 2, "decays": 1, "most_epochs": 50}))
     while not running.progress.newest < running.progress.best:
         running.step()
-    assert not same(running.network.state()["weights"], running.best()["weights"])
+    assert not same(running.network.state()["weights"], best_of(running.state())["weights"])
     while running.progress.rate == 0.5:
         running.step()
-    assert same(running.network.state()["weights"], running.best()["weights"])
+    assert same(running.network.state()["weights"], best_of(running.state())["weights"])
     for _ in range(4):
         running.step()
-    best = running.best()["weights"]
+    best = best_of(running.state())["weights"]
     assert not same(running.network.state()["weights"], best)
     assert same(running.finish().state()["weights"], best)
     assert running.progress.finished == "stopped"
@@ -113,7 +113,7 @@ def test_more_data_begin_from_the_best_weights_and_earlier_held_out_images_stay(
     running = fit(60)
     while not running.step():
         pass
-    best = running.best()["weights"]
+    best = best_of(running.state())["weights"]
     _, more = recorded(90)
     images, held_out = more.images.clone(), more.held_out.copy()
     old = running.recordings["s"]
@@ -136,7 +136,7 @@ def test_units_that_appear_and_die_leave_the_others_rows_and_moments() -> None:
     running = fit()
     for _ in range(6):
         running.step()
-    before, moments = running.best()["weights"], running.state()["moments"]
+    before, moments = best_of(running.state())["weights"], running.state()["moments"]
     old = running.recordings["s"]
     units = (*cells().units[2:], "E99#0")
     responses = np.concatenate([old.responses[:, 2:], old.responses[:, :1] * 3 + 1], 1)

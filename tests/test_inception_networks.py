@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from models.agents.inception import Inception
 from models.agents.types import Told
@@ -22,7 +23,7 @@ from models.inception.networks import Networks
 from models.server import WANTS, batch_hash, state_hash
 from rig.config.encoders import Architecture, NetworkEncoder
 from rig.config.inception import InceptionPhase
-from rig.config.reading import ConfigError, load
+from rig.config.reading import ConfigError, load, parse
 from rig.messages import ModelUpdated, PhaseEnded, Proposal
 from rig.recording.journal import read_all
 from rig.replay.session import verify_session
@@ -184,6 +185,13 @@ def test_counts_that_may_fall_below_zero_are_refused_when_the_config_is_read() -
     poisson = TINY | {"output": "softplus", "training": {"loss": "poisson"}}
     with pytest.raises(ConfigError, match=r"phases.0.encoder.training.loss: poisson is for counts"):
         config(4, encoder=poisson)
+    names = [f"E0{k}#0" for k in range(1, 5)]
+    responses = {"units": names, "baseline": {"kind": "none"}}
+    imaged: dict[str, Any] = {"responses": responses, "phases": [PHASE | {"encoder": poisson}]}
+    scope = {"type": "traces_zmq", "name": "scope", "port": 5570, "calcium": {"measure": "dff"}}
+    with pytest.raises(ConfigError, match=r"phases.0.encoder.training.loss: poisson is for counts, and dF/F"):
+        parse(yaml.safe_dump(imaged | {"sources": [scope]}))
+    parse(yaml.safe_dump(imaged | {"sources": [scope | {"calcium": {"measure": "deconvolved"}}]}))
 
 
 def test_missing_presentations_are_shown_again_and_trained_on() -> None:
@@ -212,6 +220,13 @@ def shipped(steps: int) -> Networks:
     return Networks(of, SHIPPED.responses.units, eye_for(128), 80, 80, lambda k: seen[k], 3)
 
 
+def looking(networks: Networks) -> list[int]:
+    """Return a list of the pictures that networks look at from now on."""
+    looked, see = list[int](), networks._seen
+    networks._seen = lambda k: (looked.append(k), see(k))[1]  # type: ignore[func-returns-value]
+    return looked
+
+
 def told(first: int, count: int) -> list[tuple[int, Any]]:
     rng = np.random.default_rng(first)
     return [(k, rng.poisson(1.5, len(SHIPPED.responses.units)) / 0.15) for k in range(first, first + count)]
@@ -225,8 +240,15 @@ def test_networks_of_the_shipped_config_train_and_restore_to_the_bit() -> None:
     state = networks.state()
     assert [fit["steps"] for fit in state["fits"]] == [3] * 5
     again = shipped(5)
+    looked = looking(again)
     again.restore(state)
     assert state_hash(again.state()) == state_hash(state)
+    before, after = networks.encoder(), again.encoder()
+    assert before is not None
+    assert after is not None
+    assert before.name == after.name
+    assert networks.report() == pytest.approx(again.report(), nan_ok=True)
+    assert not looked  # no picture before training goes on
     x = torch.from_numpy(np.random.default_rng(2).normal(0, 0.25, (3, 1, SIDE, SIDE)).astype(np.float32))
     for one in (networks, again):
         for _ in one.learn([]):
@@ -238,6 +260,18 @@ def test_networks_of_the_shipped_config_train_and_restore_to_the_bit() -> None:
     assert first.name == second.name
     assert torch.equal(first.rates(x), second.rates(x))
     assert state_hash(networks.state()) == state_hash(again.state())
+
+
+def test_a_copy_is_trained_a_network_at_a_time_and_the_networks_themselves_stay_as_they_were() -> None:
+    networks = shipped(5)
+    for _ in networks.learn(told(0, 60)):
+        pass
+    before, copied = state_hash(networks.state()), networks.copied()
+    assert len(list(copied.resumed())) == 5
+    assert state_hash(copied.state()) == before
+    assert len(list(copied.learn(told(60, 10)))) == 5  # one yield a step, as without `resumed`
+    assert len(list(networks.copied().learn(told(60, 10)))) == 5
+    assert state_hash(networks.state()) == before != state_hash(copied.state())
 
 
 def test_each_network_keeps_other_images_apart_and_all_images_are_trained_on() -> None:
@@ -267,6 +301,14 @@ def test_pictures_with_fewer_pixels_keep_what_is_coarse_and_what_is_made_through
     (slope,) = torch.autograd.grad((resampled(x, small) * pattern).sum(), x)
     power = torch.fft.rfft(slope[0, 0, 16] * torch.hann_window(32)).abs().square()
     assert power[2:7].sum() > 0.99 * power.sum()  # an average over squares leaves 5 % of it above 12 cycles
+
+
+def test_gradients_go_through_kernels_that_were_first_asked_for_without_any() -> None:
+    encoder = Resampled(Network(Architecture(), Eye(22, 22, 1), {"s": ("a",)}, 1), Eye(37, 37, 1))
+    rates_of(encoder, np.random.default_rng(0).integers(0, 256, (1, 41, 41, 3)).astype(np.uint8))
+    levels = torch.full((1, 1, 41, 41), 100.0, requires_grad=True)
+    encoder.rates(encoder.eye.see_levels(encoder.eye.reduce(levels))).sum().backward()
+    assert levels.grad is not None
 
 
 def test_an_encoder_of_fewer_pixels_sees_what_its_eye_takes_in() -> None:

@@ -32,7 +32,10 @@ SMALL: dict[str, Any] = SHORT | {
     "controls": ["linear", "natural_masked", "natural"], "contrast_tuning": [0.05],
 }  # fmt: skip
 BANK = SMALL | {"controls": ["natural"], "contrast_tuning": []}
-NETWORK = BANK | {"encoder": TINY | {"steps": 6}}
+AVERAGED = TINY["training"] | {"averaging": 0.9, "decays": 1, "patience": 1}
+NETWORK = BANK | {
+    "encoder": TINY | {"steps": 6, "side_px": 24, "validation_of_each": True, "training": AVERAGED},
+}  # fmt: skip
 CONTROL: dict[str, Any] = {k: v for k, v in SMALL.items() if k in LoopPhase.model_fields} | OWN | {
     "most_sites": 2, "made": 1, "starts": 2,
 }  # fmt: skip

@@ -73,6 +73,24 @@ def test_what_is_shown_on_top_of_the_plan_is_told() -> None:
     assert log.row("presentations").startswith(f"{planned} of {planned} and 3 more,")
 
 
+def test_fallback_images_come_on_top_and_leave_the_time_as_it_was() -> None:
+    log = Log()
+    log.shown(0, S)
+    before, left = log.row("presentations"), log.row("time left")
+    fallback = documents(Presented)[0].model_copy(update={"proposal": 0, "slot": -1})
+    for number in (1, 2):
+        log.at(2 * S, fallback.model_copy(update={"presentation": number}))
+    assert before.startswith("1 of ")
+    assert " and 2 more," in log.row("presentations")
+    assert log.row("time left") == left
+
+
+def test_the_line_says_above_baseline_only_where_one_is_subtracted() -> None:
+    assert "spikes/s above baseline: " in Log().progress.line()
+    none = GATED.replace('"E04#0"]', '"E04#0"], baseline: {kind: none}')
+    assert "; spikes/s: " in Log(none).progress.line()
+
+
 def test_a_model_is_not_told_in_spikes_per_second() -> None:
     log = Log()
     log.at(S, documents(Proposal)[0].model_copy(update={"proposal": 0, "agent": "inception", "generation": 4}))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rig.messages import Document, ModelUpdated, SessionStart
-from rig.report import learning
+from rig.report import inception, learning
 from rig.report.data import Session, open_session
 from tests.synthetic_session import Synthetic
 from tests.test_report import made
@@ -109,3 +109,17 @@ def test_the_page_names_all_units_and_has_no_networks_where_there_were_none(tmp_
     assert [page.index(f"<td>{unit}</td>") for unit in CHOSEN[::-1]] == sorted(
         page.index(f"<td>{unit}</td>") for unit in CHOSEN
     )
+
+
+def test_a_ratio_over_units_is_told_with_its_ends_or_why_there_is_none(path: Path) -> None:
+    figures = {"n": 8.0, "p": 0.0078, "q": 0.02, "ratio": 1.5, "ratio_low": 1.25, "ratio_high": 2.0}
+
+    def said(*known: str) -> str:
+        told = {f"population_{name}_gabor": figures[name] for name in ("n", "p", "q", *known)}
+        return inception._together(session, told, "gabor")
+
+    with open_session(path) as session:
+        every = said("ratio", "ratio_low", "ratio_high")
+        assert "<b>1.50 times</b> as much above baseline (median over units, 95 % interval 1.25 to 2.00; " in every
+        assert "95 % interval 1.25 and more; signed rank" in said("ratio", "ratio_low")  # infinite ones are not logged
+        assert "(no ratio, because a mean response is 0 or below; signed rank test over units: p = 0.0078" in said()

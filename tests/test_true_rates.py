@@ -71,6 +71,7 @@ def test_the_command_prints_it_and_says_that_it_is_simulated(journal: Path) -> N
     assert said.exit_code == 0, said.output
     assert "The animal was simulated: only so can true rates be known." in said.output
     assert "own image is the row maximum: truly in" in said.output
+    assert "wrong: in the other, or where the true rates are equal" in said.output
 
 
 def test_a_real_animal_has_no_known_truth(journal: Path, tmp_path: Path) -> None:

@@ -149,3 +149,18 @@ def test_a_grey_frame_is_kept_as_one_channel_and_a_colourful_one_whole() -> None
     for kind, one in frames.items():
         assert again.images[kind].frame.dtype == np.uint8
         assert again.images[kind].frame.tobytes() == one.tobytes()
+
+
+def test_units_that_fire_first_one_after_the_other_come_in_few_groups() -> None:
+    rng, units, blocks, each = np.random.default_rng(1), tuple(f"u{k}" for k in range(12)), 9, 6
+    first = np.array([0, 0, 1, 2, 5, 6, 8, 13, 20, 22, 30, 50])  # presentation from which on a unit is there
+    learner = Learner.empty(units, rng.standard_normal((50, COUNT)).astype(np.float32))
+    for block in range(blocks):
+        x, y = rng.standard_normal((each, COUNT)).astype(np.float32), rng.poisson(3.0, (each, 12)).astype(float)
+        y[np.arange(each)[:, None] + block * each < first] = np.nan
+        learner = at_once(learner.with_rows(x, y))
+    rates = np.concatenate([rates for _, rates in learner.told])
+    began = [each * batch for batch in (0, 0, 1, 1, 1, 1, 2, 4, 4, 4, 8)]
+    assert np.isfinite(rates).argmax(axis=0)[:11].tolist() == began
+    assert np.isfinite(rates).sum(axis=0).tolist() == [blocks * each - n for n in began] + [0]
+    assert len({column.tobytes() for column in np.isfinite(rates).T}) == 6  # of 12 units: 5 sets, and one without any

@@ -277,7 +277,7 @@ class Inception:
                 yield
 
     def again(self, steps: Generator[None, None, Kind]) -> Generator[None, None, Kind]:
-        """Yield after each of some steps that only a restart makes necessary; return what they lead to."""
+        """Yield after each of some steps that are not counted, such as a restart makes necessary; return their end."""
         while True:
             try:
                 next(steps)

@@ -148,6 +148,8 @@ class Making:
         agent, out = self._agent, self._outcome
         out.networks = networks.copied()
         yield
+        yield from agent.look(out.networks.images)
+        yield from agent.again(out.networks.resumed())
         yield from out.networks.learn(self._rows)
         out.networks.bank_score = learner.median_score
         predicted = yield from out.networks.predicted(range(agent.natural.train, len(agent.natural.stimuli)))

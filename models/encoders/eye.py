@@ -120,4 +120,5 @@ def _areas(fine: int, coarse: int) -> Tensor:
     edges = np.linspace(0, fine, coarse + 1)
     pixel = np.arange(fine)
     covered = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    return torch.from_numpy(np.maximum(covered, 0) * (coarse / fine)).float()
+    with torch.inference_mode(False):  # it is kept: whoever is the first to ask, gradients go through it later
+        return torch.from_numpy(np.maximum(covered, 0) * (coarse / fine)).float()

@@ -76,4 +76,5 @@ def _kernel(fine: int, coarse: int) -> Tensor:
     middles = (np.arange(coarse) + 0.5) * step - 0.5
     away = (np.arange(fine)[None] - middles[:, None]) / max(step, 1.0)
     weights = np.where(np.abs(away) < LOBES, np.sinc(away) * np.sinc(away / LOBES), 0.0)
-    return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True)).float()
+    with torch.inference_mode(False):  # it is kept: whoever is the first to ask, gradients go through it later
+        return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True)).float()

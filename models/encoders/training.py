@@ -65,6 +65,19 @@ class Progress:
     """Why it ended, or None."""
 
 
+def progress_of(state: Mapping[str, Any]) -> Progress:
+    """Return where a fit stood whose `state` this is."""
+    best, newest, mean_loss = (float(value) for value in state["scores"][:3])
+    steps, epoch, rate = int(state["steps"]), int(state["epoch"]), float(state["rate"])
+    return Progress(steps, epoch, rate, best, newest, mean_loss, state["finished"])
+
+
+def best_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, of a fit's `state`, that of its network with the best weights so far."""
+    network: dict[str, Any] = state["network"]
+    return {**network, "weights": state["best_weights"] or network["weights"]}
+
+
 class Fit:
     """Trains a network, which is its own until `finish`."""
 
@@ -124,10 +137,6 @@ class Fit:
         if self._at == len(self._jobs):
             self._next_part()
         return self._finished is not None
-
-    def best(self) -> dict[str, Any]:
-        """Return the network's state with the best weights so far; the fit goes on undisturbed."""
-        return {**self.network.state(), "weights": self._best_weights or weights_of(self.network)}
 
     def finish(self) -> Network:
         """Return the network with the best weights, ready for use; also before the fit has ended."""

@@ -78,7 +78,7 @@ class Learner:
         """Return one that was also told these: features (presentation, feature), rates (presentation, unit) or NaN."""
         before = (yield from self.remembered()).readout if self.forgotten else self.readout
         readout = _readout() if before is None else (yield from before.copied_in_steps())
-        new = self._standard(x), y.copy()
+        new = self._standard(x), self._begun(y)
         yield from self._learnt(readout, (new,))
         found, mean = readout.weights(self.units)
         found, mean = np.nan_to_num(found) / self.scale[1][:, None], np.nan_to_num(mean)
@@ -87,6 +87,21 @@ class Learner:
             self, weights=found, offset=mean - self.scale[0] @ found, presentations=self.presentations + len(y),
             told=(*self.told, new), readout=readout,
         )  # fmt: skip
+
+    def _begun(self, y: F64) -> F64:
+        """Return rates with NaN for units that have not begun: they begin with batch 0, 1, 2, 4, 8, 16, 32, 48, ...
+
+        A unit that fires first in the middle of a batch would have presentations of its own to lack, and with them
+        factors of its own, of the size of all others' together. So those that come late come in few groups.
+        """
+        some = np.isfinite(y).any(axis=1)
+        begun = np.zeros(y.shape[1], np.bool_)
+        for _, rates in self.told:
+            begun |= np.isfinite(rates).any(axis=0)
+        batch = len(self.told)
+        if some.any() and (batch & (batch - 1) == 0 or batch % 16 == 0):
+            begun |= np.isfinite(y[np.argmax(some)])  # there from the first presentation of this batch on
+        return np.where(begun, y, np.nan)
 
     @property
     def forgotten(self) -> bool:

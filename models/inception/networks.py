@@ -21,8 +21,9 @@ from models.encoders.eye import Eye
 from models.encoders.network import Network
 from models.encoders.recordings import Recording
 from models.encoders.resampled import Resampled, resampled
-from models.encoders.training import Fit
+from models.encoders.training import Fit, Progress, best_of, progress_of
 from models.encoders.weights import Arrays, take_weights, weights_of
+from models.in_steps import at_once
 from rig.config.encoders import NetworkEncoder
 
 F32 = npt.NDArray[np.float32]
@@ -35,7 +36,11 @@ PREDICTED = 8  # pictures predicted in one step
 
 
 class Networks:
-    """Some networks in training. A work trains a copy; the agent takes the copy over when the work is taken."""
+    """Some networks in training. A work trains a copy; the agent takes the copy over when the work is taken.
+
+    Between two works it only has the states of their fits: to go on with these takes all pictures that they are fitted
+    to (`resumed`), which a restarted server must look at anew, and one that trains nothing any more never needs.
+    """
 
     def __init__(
         self,
@@ -57,7 +62,8 @@ class Networks:
         self._images, self._least, self._start = images, min(FIRST, expected // 2), tuple(start)
         self._validates = _validating(config, images, seed)
         self._rows: list[tuple[int, F64]] = []
-        self._fits: list[Fit] = []
+        self._states: list[dict[str, Any]] = []  # of each fit
+        self._fits: list[Fit] = []  # the same fits while they go on, else []
         self._taken: list[int] = []  # of each fit: presentations that it has
         self._recordings: dict[int, Recording] = {}  # by number of presentations: only saves time
         self._encoder: Encoder | None = None
@@ -70,8 +76,20 @@ class Networks:
         out.restore(self.state())
         return out
 
+    @property
+    def images(self) -> list[int]:
+        """Return the images that it was told of."""
+        return list(dict.fromkeys(image for image, _ in self._rows))
+
+    def resumed(self) -> Generator[None, None, None]:
+        """Yield after each fit that is made of its state again: then `learn` begins at once."""
+        for k in range(len(self._fits), len(self._states)):
+            self._fits.append(self._fit(k, self._states[k], self._taken[k]))
+            yield
+
     def learn(self, rows: Rows) -> Generator[None, None, None]:
         """Yield after each step; take in presentations and train for as long as the config says."""
+        at_once(self.resumed())
         self._rows += rows
         self._encoder = None
         if not self._fits:
@@ -84,21 +102,18 @@ class Networks:
         for step in range(self.config.steps):
             self._step(step % len(self._fits))
             yield
-            if self.finished:
-                return
+            if self._over([fit.progress for fit in self._fits]):
+                break
+        self._states, self._fits = [fit.state() for fit in self._fits], []
 
     @property
     def finished(self) -> bool:
         """Whether training is at its end with all presentations that there are."""
-        every = len(self._rows)
-        return bool(self._fits) and all(
-            fit.progress.finished is not None and taken == every
-            for fit, taken in zip(self._fits, self._taken, strict=True)
-        )
+        return self._over([progress_of(state) for state in self._states])
 
     def encoder(self) -> Encoder | None:
         """Return the networks with their best weights so far as one encoder; None before training began."""
-        if self._encoder is None and self._fits:
+        if self._encoder is None and self._states:
             members = self._trained()
             inside = members[0] if len(members) == 1 else Ensemble(members)
             self._encoder = inside if self.inner_eye == self.eye else Resampled(inside, self.eye)
@@ -125,8 +140,8 @@ class Networks:
     def report(self) -> dict[str, float]:
         """Return figures: epochs of each network since it last took presentations in, and its validation score."""
         out = {"bank_heldout_r": self.bank_score}
-        for k, fit in enumerate(self._fits, 1):
-            out |= {f"network{k}_epochs": float(fit.progress.epoch), f"network{k}_validation_r": fit.progress.best}
+        for k, now in enumerate(map(progress_of, self._states), 1):
+            out |= {f"network{k}_epochs": float(now.epoch), f"network{k}_validation_r": now.best}
         return out
 
     def state(self) -> dict[str, Any]:
@@ -135,7 +150,7 @@ class Networks:
             "images": np.array([image for image, _ in self._rows], np.int64),
             "rates": np.stack([rates for _, rates in self._rows]) if self._rows else np.empty((0, len(self.units))),
             "taken": list(self._taken),
-            "fits": [fit.state() for fit in self._fits],
+            "fits": list(self._states),
             "bank_score": self.bank_score,
         }
 
@@ -144,10 +159,16 @@ class Networks:
         rates = np.array(state["rates"], np.float64)
         self._rows = [(int(image), one) for image, one in zip(state["images"], rates, strict=True)]
         self._taken = [int(count) for count in state["taken"]]
-        self._fits = [self._fit(k, one, self._taken[k]) for k, one in enumerate(state["fits"])]
+        self._states, self._fits = list(state["fits"]), []
         self.bank_score, self._encoder = float(state["bank_score"]), None
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _over(self, each: Sequence[Progress]) -> bool:
+        every = len(self._rows)
+        return bool(each) and all(
+            now.finished is not None and taken == every for now, taken in zip(each, self._taken, strict=True)
+        )
 
     def _step(self, k: int) -> None:
         """Take one step of one network; at the end of its best epoch so far, take in what came since."""
@@ -164,9 +185,9 @@ class Networks:
     def _trained(self) -> list[Network]:
         """Return the networks with their best weights so far."""
         members = []
-        for fit in self._fits:
+        for state in self._states:
             network = Network(self.config.architecture(), self.inner_eye, {SESSION: self.units})
-            network.restore(fit.best())
+            network.restore(best_of(state))
             members.append(network)
         return members
 

@@ -26,6 +26,7 @@ from rig.supervision.starting import Starting, busy_now, cure
 
 KILL_S = 5.0  # a process that a kill has not ended by then waits inside the kernel, for a disk or a device
 POLL_S = 0.05
+HEAD = "--- "  # begins the line that says when a process was started and how
 MARK = "STIMLOOP_START"  # in the environment of a child and of everything that it starts
 # Libraries that start a thread per core starve the screen; the model server sets its own, logged, number for torch.
 ONE_THREAD = {
@@ -74,6 +75,7 @@ class Child:
         self._lines: queue.Queue[str] = queue.Queue()
         command = [sys.executable, *arguments]
         with log.open("ab") as stderr:
+            self._said_from = stderr.tell()  # of this process, not of the one before it, which wrote to the same file
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -85,9 +87,8 @@ class Child:
             )
             self._seen = psutil.Process(self.process.pid)
             begun = datetime.fromtimestamp(self._seen.create_time(), UTC).isoformat(" ", "seconds")
-            stderr.write(f"--- {begun} process {self.process.pid}: {shlex.join(command)}\n".encode())
-            stderr.flush()
-            self._said_from = stderr.tell()  # of this process, not of the one before it, which wrote to the same file
+            # It may have said something already: its own words come before this line then.
+            stderr.write(f"{HEAD}{begun} process {self.process.pid}: {shlex.join(command)}\n".encode())
         self._used_s = 0.0
         assert self.process.stdin is not None  # noqa: S101 - it was asked for
         if os.name != "nt":
@@ -219,7 +220,8 @@ class Child:
             return f"was killed by signal {_signal_name(-code)}"
         with self.log.open("rb") as file:
             file.seek(self._said_from)
-            tail = file.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            said = file.read().decode("utf-8", "replace").strip().splitlines()
+        tail = [line for line in said if not line.startswith(HEAD)][-1:]
         return f"ended with code {code}" + (f": {tail[0]}" if tail else "")
 
 
