@@ -28,7 +28,9 @@ def blocks() -> list[Any]:
 
 @pytest.mark.parametrize("block", blocks())
 def test_phases_in_the_docs_are_a_config(block: str) -> None:
-    parse(yaml.safe_dump(SAMPLE | yaml.safe_load(block)))
+    told = yaml.safe_load(block)
+    phases = parse(yaml.safe_dump(SAMPLE | told)).phases
+    assert [phase.agent for phase in phases] == [phase["agent"] for phase in told["phases"]]
 
 
 def test_every_page_of_issue_6_with_a_phase_is_among_them() -> None:

@@ -124,4 +124,5 @@ def test_a_fit_after_a_restart_is_the_same_also_where_units_lack_single_response
     ids=["inception", "networks", "control", "both", "control of networks"],
 )
 def test_a_loop_is_killed_before_every_entry(phases: tuple[dict[str, Any], ...], seed: int, tmp_path: Path) -> None:
-    checked(config(*phases, seed=seed, again=seed - 1), HARD, tmp_path, 1.0, seed)
+    log = checked(config(*phases, seed=seed, again=seed - 1), HARD, tmp_path, 1.0, seed)
+    assert len(log.reasons) == len(phases)  # every phase came to its end

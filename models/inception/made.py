@@ -16,7 +16,7 @@ AT = "_at_"  # in the kind of an image that is one of these two at another contr
 HOW = {
     MEI: "most exciting image: gradient ascent through the encoder",
     "linear": "linear receptive field: weights of a ridge regression on luminance",
-    "gabor": "best of the 72,800 Gabors of the published grid",
+    "gabor": "best Gabor of the published grid, searched in steps of `grid_step`",
     "gabor_optimised": "best Gabor by ascent from the best of the grid",
     "natural_masked": "luminance of the training image that is first under the mask of the most exciting image",
     NATURAL: "luminance of the training image that the encoder puts first",
