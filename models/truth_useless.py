@@ -23,23 +23,23 @@ class Useless:
     """A population some of whose units are replaced by constant or untuned ones."""
 
     def __init__(self, cells: "Population", useless: Mapping[str, Literal["constant", "untuned"]]) -> None:
-        self._cells = cells
+        self.cells = cells
         self._constant = np.array([useless.get(name) == "constant" for name in cells.units])
         self._untuned = np.array([useless.get(name) == "untuned" for name in cells.units])
 
     @property
     def units(self) -> tuple[str, ...]:
         """Return the unit names."""
-        return self._cells.units
+        return self.cells.units
 
     @property
     def receptive_fields(self) -> tuple[Place, ...]:
         """Return where each cell would see; the replaced ones have no field."""
-        return self._cells.receptive_fields
+        return self.cells.receptive_fields
 
     def rate_hz(self, image: F32) -> F64:
         """Return the rates (unit,), spikes/s, for `image` (y, x, 3), linear light 0 to 1."""
-        rates = np.where(self._constant | self._untuned, CONSTANT_HZ, self._cells.rate_hz(image))
+        rates = np.where(self._constant | self._untuned, CONSTANT_HZ, self.cells.rate_hz(image))
         if float(np.ptp(image)) > SEEN:
             rates[self._untuned] = UNTUNED_HZ
         return rates

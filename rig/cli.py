@@ -30,6 +30,7 @@ from rig.replay.commands import add_replay
 from rig.saved_evolution import with_saved
 from rig.similarity import EXAMPLE as COMPARE_EXAMPLE
 from rig.similarity import compare_evolutions
+from rig.supervision.child import leave_at_once
 from rig.train_generator import add_train_generator
 from rig.true_rates import add_truth
 from rig.units.commands import units_app
@@ -144,8 +145,10 @@ def animal(
     settings, _ = _config(config)
     stop = Stop()
     try:
-        bank = natural_bank()
-        pictures = np.stack([bank.image(name, 112, 112) for name in bank.names])
+        pictures = None
+        if settings.animal.population == "v4":  # the others' rates are not set by pictures, which take a while to open
+            bank = natural_bank()
+            pictures = np.stack([bank.image(name, 112, 112) for name in bank.names])
         population = build_for(settings, pictures)
     except ConfigError as error:
         raise die(f"{config}: {error}") from error
@@ -160,10 +163,13 @@ def demo(
     """Watch a simulated neuron's favourite image evolve: screen, eye, neurons, wire, recorder, evolution, log."""
     from rig.demo import run_demo
     from rig.display.virtual import NoScreen
+    from rig.preflight.machine import animal as files_of_animal
     from rig.supervision.processes import SessionFailed
 
     path = config or Path(__file__).parent.parent / "configs" / "demo.yaml"
     settings, text = _config(path)
+    for lacking_file in files_of_animal(settings):
+        raise die(f"{path}: {lacking_file.message}: {lacking_file.remedy}")
     try:
         folder, ok = run_demo(settings, text, sessions, HostClock(), console)
     except (SessionFailed, NoScreen, OSError) as error:
@@ -178,6 +184,7 @@ def _model_side() -> "ModelSide":
     from models.agents import build_from_config
     from models.server import WANTS, ModelServer
     from models.truth import build_for
+    from models.truth_best import best_hz
     from rig.replay.model_side import ModelSide, WhatIf
 
     def server(settings: Config) -> ModelServer:
@@ -205,7 +212,7 @@ def _model_side() -> "ModelSide":
             closed_loop=closed_loop,
         )
 
-    return ModelSide(wants=WANTS, server=server, neurons=neurons, what_if=what_if)
+    return ModelSide(wants=WANTS, server=server, neurons=neurons, best_hz=best_hz, what_if=what_if)
 
 
 def _generators() -> "Build":
@@ -369,6 +376,7 @@ def main() -> None:
     """Run the command line."""
     for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         signal.signal(number, lambda *_: sys.exit(143))  # so that screens and animals end with us
+    leave_at_once()
     try:
         app(with_alone(sys.argv[1:]) if sys.argv[1:2] == ["bench"] else None)
     except KeyboardInterrupt:

@@ -73,6 +73,8 @@ class ControlTruth:
     goals: tuple[GoalTruth, ...]
     report: Mapping[str, float]
     """What the session stated, for shares that it measured."""
+    untested: str = ""
+    """Why nothing was tested; "" where something was."""
 
     def of_kind(self, kind: str) -> dict[str, Any]:
         """Return shares of goals and medians of scores over the goals of one kind, true ones and measured ones."""
@@ -101,7 +103,8 @@ class ControlTruth:
         """Return counts and medians by kind, and every goal."""
         kinds = list(dict.fromkeys(goal.kind for goal in self.goals))
         return {
-            "phase": self.phase + 1, "agent": "control", "kinds": [self.of_kind(kind) for kind in kinds],
+            "phase": self.phase + 1, "agent": "control", "untested": self.untested,
+            "kinds": [self.of_kind(kind) for kind in kinds],
             "comparisons": [goal.figures() for goal in self.goals],
         }  # fmt: skip
 
@@ -124,7 +127,7 @@ class ControlTruth:
             above = _percent(row["above_best_natural_true"])
             table.add_row(BEST, _number(row["best_natural_true"]), "", above, "", "", "")
             out.append(table)
-        return [*out, self._each()]
+        return [*out, self._each()] if self.goals else []
 
     def _each(self) -> Table:
         names = {FIRST: "image made", "natural": "natural, measured", "predicted": "natural, predicted"}

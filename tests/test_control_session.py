@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from models.server import WANTS
 from models.truth import build_for
+from models.truth_best import best_hz
 from rig.cli import app
 from rig.messages import ModelUpdated, PhaseEnded, Presented, Proposal
 from rig.recording.journal import read_all
@@ -25,6 +26,7 @@ from rig.true_rates import truths
 from rig.view.h5 import build
 from stimuli.spec import HELD_OUT, BankImage, LatentImage
 from tests.test_replay import made, make
+from tests.test_true_rates import broken_off
 
 PHASE: dict[str, Any] = {
     "agent": "control", "train": 40, "test": 10, "test_repeats": 4, "block": 30, "waiting": 10, "repeats": 6,
@@ -85,7 +87,7 @@ def test_the_report_shows_images_scores_and_baselines(journal: Path) -> None:
 def test_true_scores_are_those_of_the_neurons_z_scored_by_true_rates_to_held_out_images(journal: Path) -> None:
     entries = [e.document for e in read_all(journal)]
     last = [d for d in entries if isinstance(d, ModelUpdated)][-1]
-    (one,) = truths(journal.parent, build_for)
+    (one,) = truths(journal.parent, build_for, best_hz)
     assert isinstance(one, ControlTruth)
     config = config_of(session_start(journal))
     cells, banks = build_for(config), banks_of(config)
@@ -134,3 +136,9 @@ def test_the_command_prints_true_scores_and_gives_figures(journal: Path) -> None
     (one,) = json.loads(CliRunner().invoke(app, ["truth", str(journal.parent), "--json"]).output)
     assert (one["agent"], [row["kind"] for row in one["kinds"]]) == ("control", ["stretch", "one_hot", "target"])
     assert len(one["comparisons"]) == 5
+
+
+def test_of_a_phase_that_was_broken_off_the_command_says_that_nothing_was_tested(journal: Path, tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["truth", str(broken_off(journal, tmp_path / "broken"))])
+    assert said.exit_code == 0, said.output
+    assert "phase 1: nothing was tested: the session ended before the phase did: stop key" in said.output

@@ -29,7 +29,8 @@ from models.synthesis.objectives import Maximise
 from models.synthesis.starts import draw
 from models.synthesis_bench.comparing import Images, between_models, columns_of
 from models.synthesis_bench.fitting import SESSION, architecture, place
-from models.synthesis_bench.pictures import near
+from models.synthesis_bench.pictures import cut, near, patterns
+from models.synthesis_bench.window import MARGIN_PX, window
 from rig.cli import app
 from rig.clock import FakeClock
 from rig.config.encoders import Architecture
@@ -123,7 +124,7 @@ def test_points_begin_where_units_look_whether_they_know_light_from_dark_or_not(
     readout = made.of(SESSION).readout
     assert isinstance(readout, Point)
     rows, columns = readout.shape[1:]
-    found = (readout.points().numpy() + 1) / 2 * [columns - 1, rows - 1] + 4  # pixels: the first filters have 9
+    found = (readout.points().numpy() + 1) / 2 * [columns - 1, rows - 1] + 10  # pixels: (9 + 2 * 6 - 1) / 2
     assert np.abs(found[:, ::-1] - np.array(at)).max() <= 3
 
 
@@ -143,6 +144,45 @@ def test_pictures_near_images_are_like_them_and_an_ensemble_s_windows_give_its_m
     torch.testing.assert_close(responses_of(encoder, 1)(x, units), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_window_answers_as_the_whole_and_unpadded_networks_are_computed_in_windows(padded: bool) -> None:
+    core = CORE | {"layers": 3, "padded": padded}
+    architecture = Architecture.model_validate({"core": core, "readout": {"type": "point", "start_range": 0.3}})
+    whole = Network(architecture, Eye(40, 52, 1, (110.0,), (60.0,)), {"s": [f"u{k}" for k in range(9)]}, 5).eval()
+    with torch.no_grad():
+        whole.of("s").scale.copy_(torch.arange(1.0, 10.0))
+    columns = (7, 2, 4)
+    part = window(whole, columns)
+    assert part.units == ("u7", "u2", "u4")
+    assert part.eye.height < 40 or part.eye.width < 52
+    seen = [whole.seen(k) for k in columns]
+    top, left = (max(0, min(one[axis] for one in seen) - MARGIN_PX) for axis in (0, 2))
+    x = torch.randn(4, 1, 40, 52, generator=torch.Generator().manual_seed(0))
+    inner = x[:, :, top : top + part.eye.height, left : left + part.eye.width]
+    expected = whole.rates(x, torch.tensor(columns))
+    torch.testing.assert_close(part.rates(inner), expected, rtol=1e-4, atol=1e-5)
+    units = torch.tensor([[1], [0], [2], [1]])
+    wanted = part.rates(inner).gather(1, units)
+    torch.testing.assert_close(responses_of(part, 1)(inner, units), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_pieces_lie_within_photographs_and_patterns_have_their_contrast() -> None:
+    rng = np.random.default_rng(0)
+    shades = np.arange(5, dtype=np.uint8) * 50
+    photographs = np.broadcast_to(shades[:, None, None, None], (5, 60, 60, 3))
+    eye = Eye(12, 14, 1, (0.0,), (1.0,))
+    pieces, photograph = cut(photographs, eye, 3, rng)
+    assert photograph.tolist() == np.repeat(range(5), 3).tolist()
+    expected = np.broadcast_to(shades[photograph][:, None, None, None], pieces.shape)
+    np.testing.assert_allclose(pieces.numpy(), expected, atol=1e-4)
+    made = patterns(Eye(40, 44, 1, (0.0,), (1.0,)), 60, 0.2, rng).numpy()[:, 0]
+    assert np.abs(made.mean((1, 2)) - 128).max() < 12  # bright and dark parts are clipped
+    contrasts = made.std((1, 2)) / 127.5
+    assert contrasts.max() < 0.21
+    assert 0.09 < np.median(contrasts[contrasts < 0.12]) < 0.11 < np.quantile(contrasts, 0.6)
+    assert np.abs(np.corrcoef(made.reshape(60, -1))[~np.eye(60, dtype=bool)]).mean() < 0.3
+
+
 def test_the_bench_of_two_networks_runs_and_keeps_them(tmp_path: Path) -> None:
     if not (TWIN / "sensorium_sota_model.pth").exists():
         pytest.skip(f"no twin at {TWIN}; set STIMLOOP_DATA to the folder that holds v1_twin/")
@@ -157,6 +197,7 @@ def test_the_bench_of_two_networks_runs_and_keeps_them(tmp_path: Path) -> None:
     command = ["bench", "agreement", "--weights", str(TWIN), "--images", str(tmp_path), "--units", "2", "--starts", "2"]
     command += ["--epochs", "3", "--iterations", "4", "--threads", "1", "--out", str(tmp_path), "--json", str(out)]
     command += ["--learned", "5", "--members", "2", "--rounds", "1", "--filters", "4", "--layers", "2"]
+    command += ["--pieces", "3", "--patterns", "40"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "round 1: own images drive the units to" in done.output

@@ -1,5 +1,6 @@
 """`stimloop truth`: what a simulated animal's neurons truly do to the images shown back, beside what was found."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from models.truth import build_for
+from models.truth_best import best_hz
 from rig.cli import app
 from rig.config.reading import ConfigError
-from rig.messages import Entry, ModelUpdated, Proposal, SessionStart
+from rig.messages import Entry, ModelUpdated, Proposal, SessionStart, SessionStop
 from rig.recording.journal import read_all
 from rig.replay.records import config_of, session_start
 from rig.true_rates import Pair, PhaseTruth, by_size, truths
@@ -23,7 +25,7 @@ __all__ = ["journal"]  # the session on paper of the tests next door
 def test_true_rates_are_those_of_the_neurons_and_verdicts_those_of_the_log(journal: Path) -> None:
     entries = [e.document for e in read_all(journal)]
     last = [d for d in entries if isinstance(d, ModelUpdated)][-1]
-    (one,) = truths(journal.parent, build_for)
+    (one,) = truths(journal.parent, build_for, best_hz)
     assert isinstance(one, PhaseTruth)
     cells = build_for(config_of(session_start(journal)))
     frames = {
@@ -43,6 +45,10 @@ def test_true_rates_are_those_of_the_neurons_and_verdicts_those_of_the_log(journ
         assert pair.q == last.report[f"{pair.unit}: q_{pair.control}"]
         assert (pair.found != 0) == (pair.q <= 0.05)
     assert one.row_maximum_found == last.report["row_maximum"]
+    grey = np.full((*frames[names[one.units[0], "mei"]].shape[:2], 3), np.float32(128 / 255))
+    assert one.blank_hz == tuple(cells.rate_hz(grey)[[cells.units.index(unit) for unit in one.units]])
+    assert all(0 < share <= 1 for share in one.shares_of_best if share is not None)
+    assert None not in one.best_hz
     assert np.array_equal(np.diag(one.mei_hz), [p.true_mei_hz for p in one.pairs if p.control == "linear"])
 
 
@@ -58,12 +64,16 @@ def test_comparisons_are_counted_by_how_much_they_truly_differ() -> None:
     counts = {name: len(some) for name, some in by_size(pairs) if some}
     more = {"more, 0 to 10 %": 1, "more, 10 to 30 %": 1, "more, over 30 %": 2}
     assert counts == {"equal": 2, **more, "less, over 30 %": 1}
-    one = PhaseTruth(0, ("a", "b"), np.array([[5.0, 1.0], [7.0, 6.0]]), 1.0, pairs)
+    mei_hz = np.array([[5.0, 1.0], [7.0, 6.0]])
+    one = PhaseTruth(0, ("a", "b"), mei_hz, 1.0, pairs, blank_hz=(2.0, 2.0), best_hz=(8.0, None))
+    assert one.shares_of_best == (0.5, None)
+    assert "50% (median of 1 units, 50% to 50%); 90% or more in 0 of 1" in one.in_words()[-1]
     rows = {row["true_difference"]: (row["found"], row["wrong"]) for row in one.figures()["by_size"]}
     assert rows["equal"] == (0, 1)  # whatever was found where truth is equal is wrong
     assert rows["more, over 30 %"] == (1, 1)
     assert rows["less, over 30 %"] == (1, 0)
     assert one.row_maximum_true == 0.5
+    assert json.loads(json.dumps(one.figures()))["shares_of_best"] == [0.5, None]
 
 
 def test_the_command_prints_it_and_says_that_it_is_simulated(journal: Path) -> None:
@@ -74,14 +84,37 @@ def test_the_command_prints_it_and_says_that_it_is_simulated(journal: Path) -> N
     assert "wrong: in the other, or where the true rates are equal" in said.output
 
 
+def broken_off(journal: Path, folder: Path) -> Path:
+    """Return the folder of the same session, stopped after the first score of an image shown back."""
+    entries = read_all(journal)
+    at = next(k for k, e in enumerate(entries) if isinstance(e.document, ModelUpdated) and e.document.scores)
+    stop = SessionStop(reason="stop key", presentations=1, responses=1, usable=1, faults=0)
+    return write(folder, [*entries[: at + 1], Entry(entries[at + 1].envelope, stop)]).parent
+
+
+def test_of_a_phase_that_was_broken_off_it_says_that_nothing_was_tested_and_why(journal: Path, tmp_path: Path) -> None:
+    folder = broken_off(journal, tmp_path / "broken")
+    said = CliRunner().invoke(app, ["truth", str(folder)])
+    assert said.exit_code == 0, said.output
+    why = "the session ended before the phase did: stop key; tests are made when all was shown back"
+    assert f"phase 1: nothing was tested: {why}" in said.output
+    assert "comparisons" not in said.output
+    assert "found in the true direction" not in " ".join(said.output.split())
+    (one,) = json.loads(CliRunner().invoke(app, ["truth", str(folder), "--json"]).output)
+    assert (one["comparisons"], one["untested"].split(";")[0]) == ([], why.split(";")[0])
+    (whole,) = truths(journal.parent, build_for, best_hz)
+    assert whole.untested == ""
+
+
 def test_a_real_animal_has_no_known_truth(journal: Path, tmp_path: Path) -> None:
     first, *others = read_all(journal)
     assert isinstance(first.document, SessionStart)
     real: list[Entry] = [with_document(first, simulated=False), *others[:50]]
     with pytest.raises(ConfigError, match="a real animal was recorded, whose true rates nobody knows"):
-        truths(write(tmp_path / "real", real).parent, build_for)
+        truths(write(tmp_path / "real", real).parent, build_for, best_hz)
     simulated = write(tmp_path / "short", [first, *others[:50]]).parent
-    with pytest.raises(ConfigError, match="no images of an inception or control phase were shown back"):
-        truths(simulated, build_for)
+    why = "were shown back in this session: nothing was tested; phase 1, inception: the log ends before the phase"
+    with pytest.raises(ConfigError, match=why):
+        truths(simulated, build_for, best_hz)
     with pytest.raises(ConfigError, match=r"holds no session\.journal"):
-        truths(tmp_path, build_for)
+        truths(tmp_path, build_for, best_hz)

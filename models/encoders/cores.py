@@ -84,7 +84,8 @@ class Walker(nn.Module):
 class Separable(nn.Module):
     """One full convolution, then depth-separable ones (1x1, one filter a channel, 1x1), batch normalisation, ELU.
 
-    (n, channels, y, x) -> (n, filters, y - k + 1, x - k + 1), k the side of the first filters.
+    (n, channels, y, x) -> (n, filters, y - k + 1, x - k + 1), k the side of the first filters; without padding also
+    (layers - 1) (l - 1) features fewer along each axis, l the side of the later ones.
     """
 
     def __init__(self, config: SeparableCore, eye: Eye) -> None:
@@ -94,14 +95,15 @@ class Separable(nn.Module):
         for _ in range(1, config.layers):
             separable = nn.Sequential(
                 nn.Conv2d(filters, filters, 1, bias=False),
-                nn.Conv2d(filters, filters, later, padding=later // 2, groups=filters, bias=False),
+                nn.Conv2d(filters, filters, later, padding=later // 2 * config.padded, groups=filters, bias=False),
                 nn.Conv2d(filters, filters, 1, bias=False),
             )
             layers.append(_layer(separable, not config.linear))
         self.layers = nn.Sequential(*layers)
-        self.shape = (filters, *_left(eye, first))
         reach = (config.layers - 1) * (later // 2)
-        self.field: Field | None = Field(-reach, 1, first + 2 * reach)
+        self.lost = 0 if config.padded else reach  # features along each side, beside what padding would leave
+        self.shape = (filters, *_left(eye, first + 2 * self.lost))
+        self.field: Field | None = Field(self.lost - reach, 1, first + 2 * reach)
         for convolution in _convolutions(self):
             nn.init.xavier_normal_(convolution.weight)
 
@@ -239,5 +241,6 @@ def _left(eye: Eye, kernel: int) -> tuple[int, int]:
     """Return rows and columns after an unpadded convolution. Raises ValueError where nothing is left."""
     rows, columns = eye.height - kernel + 1, eye.width - kernel + 1
     if min(rows, columns) < 1:
-        raise ValueError(f"first_kernel_px {kernel} does not fit into the eye's {eye.height} x {eye.width} pixels")
+        pixels = f"{eye.height} x {eye.width}"
+        raise ValueError(f"filters that see {kernel} pixels do not fit into the eye's {pixels} pixels")
     return rows, columns

@@ -111,7 +111,9 @@ class Focus:
         self._skip = Walker.SKIP if isinstance(core, Walker) else 1
         self._all_read = isinstance(core, Walker)
         self._reaches = [_kernel(layer) // 2 for layer in layers[1:]]
-        self._grid = (int(core.shape[1]), int(core.shape[2]))
+        # Without padding there are features only further inside; windows are counted from the first layer's.
+        self._lost = core.lost if isinstance(core, Separable) else 0
+        self._grid = (int(core.shape[1]) + 2 * self._lost, int(core.shape[2]) + 2 * self._lost)
         self._kernel = _kernel(layers[0])
         self._weights, self._bias, self._scale = part.readout.features, part.readout.bias, part.scale
         self._points = part.readout.points().detach()
@@ -152,12 +154,12 @@ class Focus:
 
     def _corners(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """Return the feature (n, 2), row and column, up and left of each point, and the four shares (n, 2, 2)."""
-        last = torch.tensor(self._grid) - 1
+        last = torch.tensor(self._grid) - 1 - 2 * self._lost
         at = (self._points.cpu()[unit].flip(1).clamp(-1, 1) + 1) / 2 * last
         corner = torch.minimum(at.floor(), (last - 1).clamp(min=0).to(at)).clamp(min=0)
         beyond = at - corner
         y, x = (torch.stack([1 - beyond[:, k], beyond[:, k]], 1) for k in range(2))
-        return corner.long(), y[:, :, None] * x[:, None]
+        return corner.long() + self._lost, y[:, :, None] * x[:, None]
 
     def _windows(self, x: Tensor, places: Places) -> Tensor:
         """Return the features (n, k, 2, 2) around the points."""

@@ -18,22 +18,26 @@ from models.synthesis.engine import PROCESSOR, synthesise
 from models.synthesis.objectives import Maximise
 from models.synthesis.starts import draw
 from models.synthesis_bench.comparing import Images
-from models.synthesis_bench.pictures import AT_ONCE, F32, Simulated, answers, near
+from models.synthesis_bench.pictures import AT_ONCE, F32, PATTERN, Simulated, answers, near
 from rig.config.encoders import Architecture, Training
 from rig.config.synthesis import AgreementBench
 
 SESSION = "twin"
 HELD_OUT = 0.1  # of each half, and of each network's own pictures: for the score, and to stop
 COARSE_PX, WINDOW_PX = 3.0, 2.0  # sd of what is taken off a picture, and of the window in which contrast counts
-TRAINING = Training(batch=32, patience=3, decays=0, laplacian=0.1, readout_l1=0.001)
+TRAINING = Training(loss="gaussian", batch=32, patience=3, decays=0, laplacian=0.1, readout_l1=0.001)  # no noise here
 STAGES = ((0.01, 0.6), (0.003, 0.25), (0.001, 0.15))  # rates, and the share of the epochs at each
 ROUND = ((0.002, 4), (0.0005, 2))  # rates and epochs with a network's own pictures
 NEAR = 20  # pictures near each of a network's own images
 
 
 def architecture(filters: int, layers: int) -> Architecture:
-    """Return what the networks are made of: a separable core as the twin's, of this size, and a point readout."""
-    core = {"type": "separable", "channels": filters, "layers": layers, "first_kernel_px": 9, "kernel_px": 7}
+    """Return what the networks are made of: a separable core as the twin's, of this size, and a point readout.
+
+    Without padding: units look at the middle of the pictures (`models.synthesis_bench.window`).
+    """
+    core = {"type": "separable", "channels": filters, "layers": layers, "first_kernel_px": 9, "kernel_px": 7,
+            "padded": False}  # fmt: skip
     return Architecture.model_validate({"core": core, "readout": {"type": "point", "start_sigma": 0.1}})
 
 
@@ -41,19 +45,18 @@ class Learners:
     """Networks with cores of their own, which see the same pictures; what they predict is their mean."""
 
     def __init__(
-        self, twin: Network, units: tuple[int, ...], data: Simulated, half: npt.NDArray[np.int64],
-        asked: AgreementBench, number: int, say: Callable[[str], None],
+        self, twin: Network, data: Simulated, held_out: npt.NDArray[np.int64], asked: AgreementBench, number: int,
+        say: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """Take the photographs of one half of `data`; `units`: the twin's columns, `number`: 0 or 1."""
-        self._twin, self._units, self._asked, self._say = twin, units, asked, say
-        mine = np.flatnonzero(np.isin(data.photograph, half))
-        self._held_out = np.isin(data.photograph[mine], half[: round(len(half) * HELD_OUT)])
-        self._pictures, self._responses = data.pictures[mine].clone(), data.responses[mine]
+        """Take what one side was shown and answered; `held_out`: photographs that only score; `number`: 0 or 1."""
+        self._twin, self._asked, self._say = twin, asked, say
+        self._held_out = np.isin(data.photograph, held_out)
+        self._pictures, self._responses = data.pictures, data.responses
+        self._pieces = data.photograph != PATTERN
         self._rng = np.random.default_rng([asked.seed, number])
         self._seeds = [2 * asked.seed + number + 1000 * k for k in range(asked.members)]
-        names = {SESSION: tuple(twin.units[k] for k in units)}
         made = architecture(asked.filters, asked.layers)
-        self.members = [Network(made, twin.eye, names, seed) for seed in self._seeds]
+        self.members = [Network(made, twin.eye, {SESSION: twin.units}, seed) for seed in self._seeds]
         self.epochs = 0
 
     @property
@@ -63,7 +66,7 @@ class Learners:
 
     def learn(self) -> None:
         """Learn the photographs, then as many rounds of own pictures as were asked for."""
-        asked, shown = self._asked, ~self._held_out
+        asked, shown = self._asked, ~self._held_out & self._pieces
         for member in self.members:
             place(member, self._pictures[shown], self._responses[shown])
         stages = [(rate, max(1, round(share * asked.epochs))) for rate, share in STAGES]
@@ -82,7 +85,7 @@ class Learners:
         alone = self._rng.random(len(frames)) < HELD_OUT  # with all pictures near it
         chosen = np.concatenate([earlier, len(self._pictures) + np.arange(len(pictures))])
         self._pictures = torch.cat([self._pictures, pictures])
-        self._responses = np.concatenate([self._responses, answers(self._twin, self._units, pictures)])
+        self._responses = np.concatenate([self._responses, answers(self._twin, pictures)])
         self._held_out = np.concatenate([self._held_out, np.tile(alone, NEAR + 1)])
         self._fit(self._recording(chosen), ROUND, fresh=False)
 
@@ -104,7 +107,7 @@ class Learners:
     def _driven(self, made: Images) -> float:
         own = made.found.rates[range(len(made.columns)), made.found.best, 0]
         pictures = self._twin.eye.see(made.best)
-        true = answers(self._twin, self._units[: len(own)], pictures).diagonal()
+        true = answers(self._twin, pictures).diagonal()
         return float(np.median(true / own))
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from models.encoders.eye import Eye
 from models.encoders.network import Network
 from models.encoders.weights import write_state
 from models.synthesis_bench.comparing import Images, between_models, between_starts, median
-from models.synthesis_bench.fitting import Learners, heard, images_of
-from models.synthesis_bench.pictures import Simulated, answers, cut, photographs
+from models.synthesis_bench.fitting import HELD_OUT, Learners, heard, images_of
+from models.synthesis_bench.pictures import PATTERN, U8, Simulated, answers, cut, patterns, photographs
 from models.synthesis_bench.run import Say, load, models_agree, ready
+from models.synthesis_bench.window import window
 from rig.config.reading import ConfigError
 from rig.config.synthesis import AgreementBench
 
@@ -26,18 +29,26 @@ def bench(
 ) -> dict[str, Any]:
     """Return figures and a row for each unit. Raises ConfigError."""
     device = ready(asked, say)
-    twin = load(asked.weights, "--weights", asked).to(device)
+    whole = load(asked.weights, "--weights", asked)
     rng = np.random.default_rng(asked.seed)
-    units = _drawn(asked, twin, rng)
-    pictures, photograph = cut(photographs(asked.images, asked.photographs, rng), twin)
-    data = Simulated(pictures, photograph, answers(twin, units, pictures))
-    halves = np.array_split(rng.permutation(int(photograph.max()) + 1), 2)
+    try:
+        twin = window(whole, _drawn(asked, whole, rng))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--weights {asked.weights}: {error}") from error
+    say(f"its units see {twin.eye.height} x {twin.eye.width} of {whole.eye.height} x {whole.eye.width} pixels")
+    asked = _as_strong(asked, twin.eye, whole.eye)
+    twin = twin.to(device)
+    shown = photographs(asked.images, asked.photographs, rng)
+    halves = np.array_split(rng.permutation(len(shown)), 2)
+    data = _answered(twin, shown, asked, rng)
     imaged = tuple(range(asked.units))
     made, figures = [], []
     for number, half in enumerate(halves):
-        say(f"network {number + 1}: {np.isin(photograph, half).sum()} pictures of {len(half)} photographs")
+        mine = np.isin(data.photograph, half)
+        mine[np.flatnonzero(data.photograph == PATTERN)[number::2]] = True
+        say(f"network {number + 1}: {mine.sum()} pictures, {np.isin(data.photograph, half).sum()} of photographs")
         began = processor_ns()
-        learners = Learners(twin, units, data, half, asked, number, say)
+        learners = Learners(twin, data.part(mine), half[: round(len(half) * HELD_OUT)], asked, number, say)
         learners.learn()
         if asked.out is not None:
             _keep(learners, asked.out, number)
@@ -48,8 +59,28 @@ def bench(
             member.to(device)
         made.append(images_of(learners.encoder, imaged, asked, rng, device))
     say("the twin's own images")
-    truth = images_of(twin, units[: asked.units], asked, rng, device)
+    truth = images_of(twin, imaged, asked, rng, device)
     return compared(made, truth, figures)
+
+
+def _as_strong(asked: AgreementBench, part: Eye, whole: Eye) -> AgreementBench:
+    """Return `asked` with the contrast that gives a part of the picture as much energy as the whole would have."""
+    share = part.height * part.width / (whole.height * whole.width)
+    contrast = min(1.0, asked.settings.contrast / share**0.5)
+    return asked.model_copy(update={"settings": asked.settings.model_copy(update={"contrast": contrast})})
+
+
+def _answered(twin: Network, shown: U8, asked: AgreementBench, rng: np.random.Generator) -> Simulated:
+    """Return what is shown to the units of both sides, and their answers; makes their answers' sds 1."""
+    pieces, photograph = cut(shown, twin.eye, asked.pieces, rng)
+    pictures = torch.cat([pieces, patterns(twin.eye, asked.patterns, asked.settings.contrast, rng)])
+    found = answers(twin, pictures)
+    sd = found[: len(pieces)].std(0)
+    if silent := [name for name, one in zip(twin.units, sd, strict=True) if not one > 0]:
+        raise ConfigError(f"--units: {silent[0]} answers alike to all photographs; take another --seed")
+    twin.of(twin.session).scale.div_(torch.from_numpy(sd).to(next(twin.parameters()).device))
+    number = np.concatenate([photograph, np.full(len(pictures) - len(pieces), PATTERN)])
+    return Simulated(pictures, number, found / sd)
 
 
 def _drawn(asked: AgreementBench, twin: Network, rng: np.random.Generator) -> tuple[int, ...]:

@@ -21,6 +21,8 @@ Other = Annotated[
 ]
 Photographs = Annotated[Path, typer.Option("--images", help="Folder of zip files of photographs, all of one size.")]
 Most = Annotated[int, typer.Option("--photographs", min=100, help="Photographs at most; each network gets half.")]
+Pieces = Annotated[int, typer.Option("--pieces", min=1, help="Pictures cut from each photograph.")]
+Patterns = Annotated[int, typer.Option("--patterns", min=0, help="Pictures that are no photographs; each gets half.")]
 Epochs = Annotated[int, typer.Option("--epochs", min=3, help="Passes of each training at most.")]
 Learned = Annotated[int | None, typer.Option("--learned", min=1, help="Units learned together; not given: --units.")]
 Filters = Annotated[int, typer.Option("--filters", min=1, help="Filters of each layer of the networks; the twin: 64.")]
@@ -105,6 +107,8 @@ def add_synthesis_bench(app: typer.Typer, side: Callable[[], Benches]) -> None:
         units: Units = 24,
         starts: Starts = 4,
         photographs: Most = 5000,
+        pieces: Pieces = 2,
+        patterns: Patterns = 0,
         epochs: Epochs = 13,
         learned: Learned = None,
         filters: Filters = 16,
@@ -126,7 +130,7 @@ def add_synthesis_bench(app: typer.Typer, side: Callable[[], Benches]) -> None:
         given = _asked(
             starts, iterations, contrast, together, weights=weights, images=images, units=units, seed=seed,
             photographs=photographs, epochs=epochs, learned=learned, filters=filters, layers=layers, members=members,
-            rounds=rounds, out=out, threads=threads, device=device,
+            rounds=rounds, pieces=pieces, patterns=patterns, out=out, threads=threads, device=device,
         )  # fmt: skip
         _measure(AgreementBench, given, lambda: side().agreement, json_file, _report_models)
 

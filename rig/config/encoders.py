@@ -51,6 +51,11 @@ class SeparableCore(Part):
     first_kernel_px: FirstKernel = 9
     kernel_px: Kernel = 7
     linear: Linear = False
+    padded: bool = Field(
+        default=True,
+        description="Whether later layers see zeros beyond the picture, as published; false: features only where all "
+        "filters see the picture, which is quicker: for units that look at its middle.",
+    )
 
 
 class NormalisedCore(Part):

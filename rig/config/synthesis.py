@@ -85,6 +85,10 @@ class AgreementBench(ImagesBench):
 
     images: Path = Field(description="Folder of zip files of photographs, all of one size.")
     photographs: int = Field(default=5000, ge=100, description="Photographs at most; each network gets half of them.")
+    pieces: int = Field(default=2, ge=1, le=100, description="Pictures that are cut from each photograph.")
+    patterns: int = Field(
+        default=0, ge=0, le=1_000_000, description="Other pictures (sums of Gabors, smooth noise); each side gets half."
+    )
     epochs: int = Field(default=13, ge=3, le=1000, description="Passes of a training through its pictures, at most.")
     learned: int | None = Field(
         default=None, ge=1, description="Units that a network learns together, with those of the images; null: no more."

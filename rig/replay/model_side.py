@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rig.config.session import Config
 from rig.config.targets import Target
 from rig.messages import Document, Entry, WorkDone
+from stimuli.geometry import Rect
 from stimuli.spec import AnySpec, Place
 
 F32 = npt.NDArray[np.float32]
@@ -129,6 +130,8 @@ class Evolving(Protocol):
     def place(self) -> Place | None: ...  # noqa: D102
 
 
+BestHz = Callable[[Config, "Neurons", str, Rect, float], float | None]
+"""The best that a unit can do: `models.truth_best.best_hz`."""
 Picture = Callable[[AnySpec, Place | None], U8]
 Twins = Mapping[tuple[str, Place | None], Any]
 
@@ -172,5 +175,7 @@ class ModelSide:
     """A fresh fold, with the libraries' threads set as for the live one."""
     neurons: Callable[[Config], Neurons]
     """The simulated population that the config's `animal` describes."""
+    best_hz: BestHz
+    """Rate to the best image of a contrast that covers given pixels, for a unit of such a population."""
     what_if: Callable[[], WhatIf]
     """Imports and returns what a counterfactual takes."""
