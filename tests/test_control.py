@@ -8,13 +8,14 @@ import pytest
 from models.agents import build_from_config
 from models.agents.control import Control
 from models.control.goals import Goal, goals_of
-from models.control.making import SILENT, different
+from models.control.making import SILENT, different, different_frames
 from models.control.natural import Norm, best_by_halves, norm_of, range_of, shrunk
 from models.control.results import Shown, compared, of_goals
 from models.inception.learner import Judged
 from models.metrics.sums import ImageSums
 from models.server import batch_hash, state_hash
-from models.statistics import paired_scores, paired_tests, share
+from models.statistics import benjamini_hochberg, paired_scores, paired_tests, share
+from models.synthesis.engine import Synthesised
 from rig.config.inception import LoopPhase
 from rig.config.reading import parse
 from rig.config.session import Config
@@ -199,6 +200,14 @@ def test_a_lucky_image_does_not_win_over_one_that_was_good_ten_times() -> None:
     assert errors[1] == pytest.approx(4, rel=0.15)
 
 
+def test_means_that_differ_no_more_than_their_noise_are_all_alike() -> None:
+    sums = ImageSums.empty(4, 1)
+    for value in (-10.0, 10.0):  # held-out means of 1, 2 and 3: their variance of 1 is below the noise's, 200 / 2
+        sums.add(np.array([1, 2, 3]), None, value + np.array([[1.0], [2.0], [3.0]]))
+    sums.add(np.array([0]), None, np.array([[40.0]]))
+    assert shrunk(sums, 1)[:, 0].tolist() == [2.0] * 4
+
+
 def test_the_best_of_many_alike_images_is_no_better_than_the_others_when_cross_validated() -> None:
     goal, norm = Goal("stretch", "a", (0,), 0), Norm(np.zeros(1), np.ones(1))
     rng = np.random.default_rng(2)
@@ -245,6 +254,37 @@ def test_scores_of_populations_are_tested_as_single_units_are_and_their_interval
     missing[2, 1] = np.nan
     assert paired_scores(missing, noisy[1], goal.score).pairs == 11
     assert np.isnan(paired_scores(first[:3], second[:3], lambda z: z[..., 0]).p)
+
+
+def test_the_best_of_some_images_is_scored_by_the_repeats_that_did_not_choose_it() -> None:
+    uneven, even = np.array([[10.0], [0.0]] * 3), np.array([[4.0], [6.0]] * 3)
+    one = Shown(Goal("stretch", "a", (0,), 0), {"1": uneven, "2": even, "natural": even, "predicted": uneven})
+    assert one.best(one.made) == one.best(one.natural) == (0.0 + 4.0) / 2  # and not (10 + 6) / 2
+    assert one.error("1") == pytest.approx(uneven.std(ddof=1) / np.sqrt(6))  # of a linear score the jackknife is that
+
+
+def test_tests_of_goals_are_corrected_for_all_goals_and_both_natural_images_together() -> None:
+    rng = np.random.default_rng(4)
+    each = [{"1": 0.6, "natural": 0.0, "predicted": 0.3}, {"1": 0.5, "natural": 0.3, "predicted": 0.0}]
+    goals = [Goal("stretch", name, (0,), 0) for name in "ab"]
+    z = [{which: mean + rng.standard_normal((30, 1)) for which, mean in of.items()} for of in each]
+    out = compared([Shown(goal, of) for goal, of in zip(goals, z, strict=True)], 0.05)
+    p = {name: value for name, value in out.items() if ": p_" in name}
+    assert len(set(p.values())) == 4
+    q = dict(zip(p, benjamini_hochberg(list(p.values())), strict=True))
+    assert {name.replace(": p_", ": q_"): value for name, value in q.items()} == {n: out[n] for n in out if ": q_" in n}
+
+
+def test_of_the_better_frames_those_are_taken_that_differ_most_from_all_taken_before() -> None:
+    rng = np.random.default_rng(5)
+    best, other = rng.integers(0, 200, (2, 8, 8, 3))
+    alike = best + rng.integers(0, 9, best.shape)
+    every = np.stack([best, alike, 255 - best, other, other, best, best, best]).astype(np.uint8)[None]
+    none = np.zeros((1, 8))
+    found = Synthesised(every, np.arange(8.0, 0.0, -1.0)[None], none[..., None], none, none, none > 0)
+    taken = different_frames(found, 0, 3)
+    for frame, expected in zip(taken, (0, 2, 3), strict=True):
+        assert np.array_equal(frame, every[0, expected])
 
 
 def test_shares_over_goals_count_what_they_say() -> None:

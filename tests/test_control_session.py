@@ -17,7 +17,7 @@ from rig.recording.journal import read_all
 from rig.replay.frames import banks_of
 from rig.replay.records import config_of, session_start
 from rig.replay.session import verify_session
-from rig.report.control import goals, responses, seen
+from rig.report.control import _verdict, goals, responses, seen
 from rig.report.data import open_session
 from rig.report.first_minutes import last_report
 from rig.report.page import write
@@ -82,6 +82,14 @@ def test_the_report_shows_images_scores_and_baselines(journal: Path) -> None:
                     assert low < 0 < high  # of the very responses that they are z-scored by
                     outside = f"{wanted:g} of {site}, which had between {low:.1f} and {high:.1f}"
                     assert (outside in page) == (not low <= wanted <= high)
+
+
+def test_surely_higher_and_surely_lower_goals_stand_in_their_columns() -> None:
+    report = {"stretch_goals": 4.0, "stretch_better_natural": 0.5, "stretch_worse_natural": 0.25}
+    report |= {"stretch_above_natural": 0.75, "stretch_above_natural_low": 0.3, "stretch_above_natural_high": 0.95}
+    page = _verdict("stretch", report, 0.05)
+    assert "<th class=n>surely higher</th><th class=n>surely lower</th>" in page
+    assert "(95 % interval 30% to 95%)</td><td class=n>2</td><td class=n>1</td>" in page
 
 
 def test_true_scores_are_those_of_the_neurons_z_scored_by_true_rates_to_held_out_images(journal: Path) -> None:

@@ -93,15 +93,20 @@ def test_a_fit_ends_with_the_best_weights_it_has_seen() -> None:
 
 
 def test_a_plateau_and_a_stop_by_hand_go_back_to_the_best_weights() -> None:
-    running = fit(training=QUICK.model_copy(update={"rate": 0.5, "patience": 2, "decays": 1, "most_epochs": 50}))
+    training = QUICK.model_copy(update={"rate": 0.5, "patience": 2, "decays": 1, "most_epochs": 50})
+    running = fit(training=training)
     while not running.progress.newest < running.progress.best:
         running.step()
     assert not same(running.network.state()["weights"], best_of(running.state())["weights"])
     while running.progress.rate == 0.5:
         running.step()
     assert same(running.network.state()["weights"], best_of(running.state())["weights"])
+    other = fit(training=training)
+    other.restore(running.state())
     for _ in range(4):
         running.step()
+        other.step()
+        assert same(other.state(), running.state())  # at the lower rate
     best = best_of(running.state())["weights"]
     assert not same(running.network.state()["weights"], best)
     assert same(running.finish().state()["weights"], best)

@@ -174,6 +174,20 @@ def test_what_is_scored_and_kept_with_averaging_is_the_mean_and_training_goes_on
     torch.testing.assert_close(kept, torch.stack(weights).mean(0))
 
 
+def test_a_fit_that_ended_at_its_last_epoch_goes_on_from_its_best_means_and_not_from_the_last() -> None:
+    training = QUICK.model_copy(update={"averaging": 0.5, "most_epochs": 4, "rate": 0.3, "patience": 10})
+    running = fit(training=training)
+    while not running.step():
+        pass
+    ended = running.progress
+    assert ended.finished == "most_epochs"
+    assert ended.newest < ended.best
+    running.extend(running.recordings)
+    while np.isnan(running.progress.newest):
+        running.step()
+    assert running.progress.newest == ended.best
+
+
 def test_a_state_survives_a_snapshot() -> None:
     training = QUICK.model_copy(update={"slice": 5})
     running = fit(training=training)

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from models.agents.inception import Inception
 from models.agents.types import Told
+from models.inception.gabors import with_contrast
 from models.inception.made import MEI
 from models.server import batch_hash, state_hash
 from rig.config.inception import CONTROLS, MOST_FRAME_BYTES
@@ -126,6 +128,19 @@ def test_the_images_do_what_they_are_for(finished: tuple[Inception, Subject]) ->
     assert agent.report()["row_maximum"] == 1.0
 
 
+def test_the_natural_controls_are_the_best_training_image_and_the_best_under_the_mask(
+    finished: tuple[Inception, Subject],
+) -> None:
+    agent, _ = finished
+    encoder = agent.encoder()
+    light = torch.from_numpy(np.stack([agent.seen(k) for k in range(agent.natural.train)]))
+    rates = encoder.rates(with_contrast(light, agent.phase.contrast)).detach().numpy()
+    for made in agent.made:
+        assert made.images["natural"].of == agent.natural.stimuli[rates[:, made.unit].argmax()].id
+        whole, masked = (made.images[kind].frame.astype(int) for kind in ("natural", "natural_masked"))
+        assert np.mean(np.abs(masked - 128) <= 1) > np.mean(np.abs(whole - 128) <= 1) + 0.2  # grey beside the mask
+
+
 def test_lost_responses_are_made_up() -> None:
     agent, subject = done(lost=0.15, seed=3)
     assert agent.finished() == "6 repeats of 8 images of 2 units were shown back"
@@ -191,6 +206,21 @@ def test_the_number_of_steps_does_not_depend_on_what_happens_to_be_in_memory() -
             pass
         steps.append(work.steps)
     assert steps[0] == steps[1]
+
+
+def test_responses_that_come_while_a_block_is_computed_are_in_the_fit_after_it() -> None:
+    of = config(UNITS, train=60)
+    agent = agent_of(of)
+    late = go_on(agent, Subject(of, agent), [], 2)
+    trained = {s.id for s in agent.natural.stimuli[: agent.natural.train]}
+    came = [one.stimulus_id for one in late if one.stimulus_id in trained]
+    assert came
+    work = agent.ask()
+    agent.tell(late)
+    while not work.step():
+        pass
+    work.result()
+    assert [agent.natural.stimuli[image].id for image, _ in agent.pending] == came
 
 
 def test_a_work_that_was_taken_leaves_nothing_behind() -> None:

@@ -17,6 +17,7 @@ from models.encoders.ensemble import Ensemble
 from models.encoders.eye import Eye
 from models.encoders.network import Network
 from models.encoders.resampled import Resampled, resampled
+from models.encoders.weights import digest_of
 from models.inception.encoder import eye_for
 from models.inception.features import SIDE
 from models.inception.networks import Networks
@@ -272,6 +273,11 @@ def test_a_copy_is_trained_a_network_at_a_time_and_the_networks_themselves_stay_
     assert len(list(copied.learn(told(60, 10)))) == 5  # one yield a step, as without `resumed`
     assert len(list(networks.copied().learn(told(60, 10)))) == 5
     assert state_hash(networks.state()) == before != state_hash(copied.state())
+
+
+def test_each_network_begins_with_other_weights() -> None:
+    networks = shipped(1)
+    assert len({digest_of(networks._network(k).core, {}) for k in range(5)}) == 5
 
 
 def test_each_network_keeps_other_images_apart_and_all_images_are_trained_on() -> None:

@@ -12,6 +12,7 @@ from models.inception.images import _cut
 from models.inception.matching import alike
 from models.inception.results import compare, confused, mean, told
 from models.inception.schedule import blocks, choose
+from models.statistics import benjamini_hochberg
 from stimuli.limits import frame_levels
 from stimuli.spec import HELD_OUT, BankImage, Stimulus
 from stimuli.tiles import PHOTOGRAPHS, tiles_bank
@@ -68,6 +69,17 @@ def test_the_grid_is_the_published_one_and_ascent_does_not_lose_what_it_found() 
         assert low <= value <= high
 
 
+def test_a_gabor_has_its_wave_under_a_gaussian_of_its_sigma() -> None:
+    wavelength, sigma, phase, orientation, down, right = given = 0.3, 0.12, 1.0, 0.6, 0.1, -0.05
+    (found,) = gabors.drawn(torch.tensor([given]), 40, 0.12)[0].double().numpy()
+    y, x = (np.mgrid[:40, :40] + 0.5) / 40 - 0.5
+    y, x = y - down, x - right
+    wave = np.cos(2 * np.pi * (x * np.cos(orientation) + y * np.sin(orientation)) / wavelength + phase)
+    expected = np.exp(-(x**2 + y**2) / (2 * sigma**2)) * wave
+    expected = (expected - expected.mean()) / expected.std() * 0.12
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_a_linear_receptive_field_as_a_picture_weighs_as_its_features_do() -> None:
     rng = np.random.default_rng(2)
     weights = rng.standard_normal(LINEAR).astype(np.float32)
@@ -115,6 +127,7 @@ def test_comparisons_by_hand_and_none_where_there_is_no_difference() -> None:
     assert by_control["linear"].q < 0.01
     assert by_control["gabor"].q == 1.0
     assert mean(own, 1) == (9.0, 0.0, 12)
+    assert mean([np.array([1.0]), np.array([np.nan]), np.array([3.0])], 0) == (2.0, 1.0, 2)
 
 
 def test_where_images_do_the_same_few_comparisons_count() -> None:
@@ -156,3 +169,7 @@ def test_the_own_image_is_told_against_each_control_over_all_units_when_all_was_
     assert out["population_ratio_low_gabor"] < 1.5 < out["population_ratio_high_gabor"]
     each = [np.mean(of["mei"], axis=0)[unit] / np.mean(of["gabor"], axis=0)[unit] for unit, of in shown]
     assert out["population_ratio_gabor"] == pytest.approx(np.median(each))
+    p = {name: value for name, value in out.items() if ": p_" in name}
+    assert len(p) == 20  # corrected together: all units and both controls
+    q = dict(zip(p, benjamini_hochberg(list(p.values())), strict=True))
+    assert {name.replace(": p_", ": q_"): value for name, value in q.items()} == {n: out[n] for n in out if ": q_" in n}

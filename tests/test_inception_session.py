@@ -12,13 +12,17 @@ from rig.messages import Entry, ModelUpdated, PhaseEnded, Presented, Proposal, R
 from rig.recording.journal import read_all
 from rig.replay.session import verify_session
 from rig.replay.verify import verify
+from rig.report.confirmation import fixed
 from rig.report.data import open_session
+from rig.report.figures import BLACK, GREEN, GREY, ORANGE
 from rig.report.first_minutes import of_unit
+from rig.report.inception import gallery, row_maximum, shown_back
 from rig.report.model_checks import curve, measured
 from rig.report.page import write
 from rig.view.h5 import build
 from stimuli.limits import frame_levels
 from tests.test_replay import made, make
+from tests.test_replay import write as write_log
 
 PHASE: dict[str, Any] = {
     "agent": "inception", "train": 40, "test": 10, "test_repeats": 4, "block": 30, "waiting": 10, "repeats": 6,
@@ -109,6 +113,62 @@ def test_the_report_shows_scores_images_and_what_was_told_apart(journal: Path) -
             assert len(rates) == score.presentations == 6
             if score.source == "mei":
                 assert f"<td class=n>{score.raw:.1f} ± {score.error:.1f}</td>" in page
+
+
+def test_the_report_counts_units_with_all_responses_and_says_how_many_were_chosen(
+    journal: Path, tmp_path: Path
+) -> None:
+    """The same log, but for the second unit, which does not answer to any image shown back."""
+    told, last = [], {}
+    for entry in read_all(journal):
+        document = entry.document
+        if isinstance(document, ModelUpdated):
+            last = dict(document.report)
+        if isinstance(document, Response) and document.role == "confirmation":
+            rates = document.rate_hz.copy()
+            rates[document.units.index("E02#0")] = np.nan
+            document = document.model_copy(update={"rate_hz": rates})
+        told.append(Entry(entry.envelope, document))
+    images: dict[str, dict[str, str]] = {}
+    for where, log in ((journal, None), (tmp_path / "silent", told)):
+        path = where if log is None else write_log(where, log)
+        build(path.parent)
+        with open_session(path.parent / "session.h5") as session:
+            for unit, kind, stimulus in fixed(session, 0):
+                images.setdefault(unit, {})[kind] = stimulus
+            assert set(images) >= {"E02#0"}
+            said = row_maximum(session, 0, last | {"row_maximum": 1.0}, images)
+            assert ("in 2 of 2 units" in said) == (log is None)
+            assert ("in 1 of 1 unit" in said) == (log is not None)
+            assert ("; 2 were chosen, images of 2 were shown back, and counted are those" in said) == (log is not None)
+            more = row_maximum(session, 0, last | {"chosen": 3.0}, images)
+            assert "; 3 were chosen, images of 2 were shown back" in more
+
+
+def test_the_page_tells_which_way_images_differ(journal: Path) -> None:
+    """With a report by which every test against the linear field was sure, and none against the natural image."""
+    last = [e.document for e in read_all(journal) if isinstance(e.document, ModelUpdated)][-1]
+    units = list(dict.fromkeys(score.target for score in last.scores))
+    report = dict(last.report) | {f"{u}: q_linear": 0.01 for u in units} | {f"{u}: q_natural": 0.5 for u in units}
+    report |= {"better_linear": 0.5, "worse_linear": 0.0}
+    images: dict[str, dict[str, str]] = {}
+    build(journal.parent)
+    with open_session(journal.parent / "session.h5") as session:
+        for unit, kind, stimulus in fixed(session, 0):
+            images.setdefault(unit, {})[kind] = stimulus
+        drawn = gallery(session, 0, images, report)
+        means = {
+            (unit, kind): session.rates(session.units.index(unit), phase=0, role="confirmation", stimulus=name).mean()
+            for unit, of in images.items()
+            for kind, name in of.items()
+        }
+        page = shown_back(session, 0, images, report, lambda name, figure, caption: "")
+    colours = [axes.texts[0].get_color() for axes in drawn.axes]
+    expected = []
+    for unit in images:
+        expected += [BLACK, GREEN if means[unit, "mei"] > means[unit, "linear"] else ORANGE, GREY]
+    assert colours == expected
+    assert "More than <b>linear field</b>: 1 of 2 units; less: 0 of 2 units" in page
 
 
 def test_images_at_other_contrasts_are_shown_and_compared_with_nothing(journal: Path) -> None:

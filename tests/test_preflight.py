@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from rig.cli import app
 from rig.clock import HostClock
 from rig.config.screen import StimulusPlace
 from rig.config.session import Config
 from rig.links.ports import free_port
 from rig.messages import BehaviourBlock, ClockSample, Continuity, Document, EdgeBlock, Fault, Gap, SpikeBlock, UnitList
-from rig.preflight.machine import banks, disk, geometry, outputs, realtime
+from rig.preflight.machine import animal, banks, disk, geometry, outputs, realtime
 from rig.preflight.model import judged, warm_up
 from rig.preflight.photodiode import answer, photodiode
 from rig.preflight.result import Result
@@ -75,6 +77,25 @@ def test_a_picture_that_cannot_be_shown_is_named_before_the_session(tmp_path: Pa
     result = banks(config(banks={"mine": tmp_path}))
     assert result.status == "fail"
     assert "a.png: not a readable picture" in result.message
+
+
+def test_files_of_a_simulated_animal_that_are_not_there_are_named_before_anything_starts(tmp_path: Path) -> None:
+    assert list(animal(config())) == []
+    twin = {"population": "twin", "weights": str(tmp_path / "model.pth")}
+    (result,) = animal(config(animal=twin))
+    assert result.status == "warn"  # a session with a real animal reads none of it
+    assert result.message.startswith(f"animal.weights: {tmp_path / 'model.pth'} is not there")
+    assert "animal.weights your own copy of it (docs/simulated_cells.md)" in result.remedy
+    path = tmp_path / "twin.yaml"
+    path.write_text(yaml.safe_dump(config(animal=twin).model_dump(mode="json", exclude_unset=True)))
+    said = CliRunner().invoke(app, ["demo", "--config", str(path), "--sessions", str(tmp_path / "sessions")])
+    assert said.exit_code != 0
+    assert "animal.weights your own copy of it" in said.output
+    assert not (tmp_path / "sessions").exists()
+    (tmp_path / "model.pth").touch()
+    assert list(animal(config(animal=twin))) == []
+    (result,) = animal(config(animal={"population": "v4", "models": str(tmp_path / "v4")}))
+    assert result.message.startswith("animal.models: ")
 
 
 def test_a_session_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,11 @@ def test_a_prior_mean_helps_early_is_scaled_and_does_no_harm_where_it_is_wrong()
     assert error(wrong.predict(scene, UNITS, drawn.standard_normal(of_scenes.shape))) < 1.5 * cold
     gains = next(learned.solution.gain for learned in warm.readout.learned())
     np.testing.assert_allclose(gains, 0.6, atol=0.25)  # from 20 trials
+    for share, bound in ((1 / 3, 1.0), (-1.0, 0.0)):  # 1.8 and -0.6 would fit: more than was known, and its opposite
+        other = StreamingReadout(Kernel("linear", WIDTH), WIDTH, prior=True)
+        other.update(x[380:], UNITS, responses, prior=share * of_trials)
+        gains = next(learned.solution.gain for learned in other.readout.learned())
+        np.testing.assert_array_equal(gains, bound)
     with pytest.raises(ValueError, match="prior means"):
         warm.update(x[:2], UNITS, y[:2])
     with pytest.raises(ValueError, match="prior means"):

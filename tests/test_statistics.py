@@ -8,10 +8,12 @@ from scipy import stats
 from models.agents.selection import false_discoveries
 from models.statistics import (
     LEAST_PAIRS,
+    RESAMPLES,
     benjamini_hochberg,
     confusion,
     match_units,
     over_units,
+    paired_scores,
     paired_tests,
     shared_images,
 )
@@ -73,6 +75,10 @@ def test_p_is_the_one_of_scipy() -> None:
     many = np.random.default_rng(1).normal(0.3, 1.0, (30, 1))
     t = stats.ttest_1samp(many[:, 0], 0.0).pvalue  # of normal differences nearly the same, where not all are tried
     assert paired_tests(many, np.zeros_like(many)).p[0] == pytest.approx(t, rel=0.15)
+    all_higher = np.linspace(1.0, 2.0, 40)[:, None]  # no random swap does as much: the observed one counts, p is not 0
+    none = np.zeros_like(all_higher)
+    assert paired_tests(all_higher, none).p[0] == 1 / (RESAMPLES + 1)
+    assert paired_scores(all_higher, none, lambda means: means[..., 0]).p == 1 / (RESAMPLES + 1)
 
 
 def test_unequal_truths_are_found_after_correction() -> None:
@@ -201,6 +207,7 @@ def test_units_are_recognised_and_strangers_are_not() -> None:
     true = match_units(first, second[:, :, order], [(int(u), k) for k, u in enumerate(order)])
     assert true.confirmed().mean() > 0.95
     assert true.null.mean() > 0.05  # strangers are alike too: the null is not at zero
+    assert true.p.min() == 1 / (1 + len(true.null))  # of a pair more alike than all strangers: never 0
     wrong, of = 0, 0
     for seed in range(40):
         first, second = two_days(12, 60, np.random.default_rng(seed + 100))

@@ -96,6 +96,7 @@ def test_contrast_tuning_of_a_linear_unit_is_linear_until_it_clips() -> None:
     tuning = contrast_tuning(encoder, 0, torch.from_numpy(128 + 20 * gabor())[None].float(), Settings(), count=40)
     assert (np.diff(tuning.contrast) > 0).all()
     assert tuning.contrast[0] < 0.005
+    assert len(tuning.contrast) < 40  # the first one that is out of reach is the last
     unclipped = tuning.contrast < 0.05  # the peak reaches black and white at about 0.11
     slope = tuning.rate[unclipped] / tuning.contrast[unclipped]
     np.testing.assert_allclose(slope[-8:], slope[-1], rtol=0.02)

@@ -49,7 +49,25 @@ def test_true_rates_are_those_of_the_neurons_and_verdicts_those_of_the_log(journ
     assert one.blank_hz == tuple(cells.rate_hz(grey)[[cells.units.index(unit) for unit in one.units]])
     assert all(0 < share <= 1 for share in one.shares_of_best if share is not None)
     assert None not in one.best_hz
-    assert np.array_equal(np.diag(one.mei_hz), [p.true_mei_hz for p in one.pairs if p.control == "linear"])
+    for row, unit in enumerate(one.units):
+        for column, other in enumerate(one.units):
+            light = frames[names[other, "mei"]].astype(np.float32) / np.float32(255)
+            assert one.mei_hz[row, column] == cells.rate_hz(light)[cells.units.index(unit)]
+
+
+def test_what_was_found_has_the_sign_of_what_was_measured(journal: Path, tmp_path: Path) -> None:
+    """The same log, in which every test was sure."""
+    entries = read_all(journal)
+    at = max(k for k, e in enumerate(entries) if isinstance(e.document, ModelUpdated))
+    last = entries[at].document
+    assert isinstance(last, ModelUpdated)
+    report = last.report | {name: 0.05 for name in last.report if ": q_" in name}
+    sure = [*entries[:at], with_document(entries[at], report=report), *entries[at + 1 :]]
+    (one,) = truths(write(tmp_path / "sure", sure).parent, build_for, best_hz)
+    assert isinstance(one, PhaseTruth)
+    assert len(one.pairs) == 4
+    for pair in one.pairs:
+        assert pair.found == np.sign(report[f"{pair.unit}: mei"] - report[f"{pair.unit}: {pair.control}"]) != 0
 
 
 def pair(mei_hz: float, control_hz: float, found: int) -> Pair:

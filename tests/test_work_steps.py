@@ -51,7 +51,7 @@ def fitted(blocks: int, restarts: bool) -> tuple[Learner, int]:
         y[:, 2] = np.nan if block == 0 else y[:, 2]
         if restarts:
             learner = Learner.restored(UNITS, learner.state())
-            learner = at_once(learner.remembered()) if learner.forgotten else learner
+            learner = at_once(learner.remembered())
         learner, count = counted(learner.with_rows(x, y))
     return learner, count
 

@@ -11,7 +11,7 @@ of a block, while the rest of the block before is on the screen; the agent moves
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from models.agents.types import F32, F64, U8, Batch, Told
 from models.encoders.core_files import Cores
 from models.encoders.encoder import Encoder
 from models.encoders.eye import Eye
+from models.in_steps import Kind, Stepping
 from models.inception.encoder import FeatureReadout
 from models.inception.learner import Judged, Learner
 from models.inception.made import MEI, Made, compared, generator_name
@@ -33,7 +34,6 @@ from rig.config.inception import InceptionPhase
 from rig.messages import ImageScore
 from stimuli.spec import Place, Stimulus
 
-Kind = TypeVar("Kind")
 SCORE_NAMES = ("heldout_r", "r2_er", "oracle")  # in the report: those of models.inception.learner.SCORES
 
 
@@ -278,14 +278,11 @@ class Inception:
 
     def again(self, steps: Generator[None, None, Kind]) -> Generator[None, None, Kind]:
         """Yield after each of some steps that are not counted, such as a restart makes necessary; return their end."""
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                found: Kind = end.value
-                return found
+        every = Stepping(steps)
+        for _ in every:
             self.remembering = True
             yield
+        return every.end
 
     def move_on(self, batch: Batch, outcome: Outcome) -> None:
         """Take over the next block and what was computed behind the one before."""

@@ -132,8 +132,7 @@ class Making:
             learner = Learner.empty(agent.units, some)
         if self._rows:
             x = yield from self._features([image for image, _ in self._rows])
-            if learner.forgotten:
-                learner = yield from agent.again(learner.remembered())
+            learner = yield from agent.again(learner.remembered())
             learner = yield from learner.with_rows(x, np.stack([rates for _, rates in self._rows]))
             out.learnt = len(self._rows)
             yield

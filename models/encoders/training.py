@@ -292,6 +292,7 @@ class Fit:
             self._set_rate()
         if self.epoch == training.most_epochs:
             take_weights(self.network, self._best_weights)
+            self._means.begin()
             self._finished = "most_epochs"
             return
         self._start_epoch()

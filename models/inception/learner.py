@@ -75,9 +75,13 @@ class Learner:
         return float(np.median(known)) if len(known) else float("nan")
 
     def with_rows(self, x: F32, y: F64) -> Generator[None, None, "Learner"]:
-        """Return one that was also told these: features (presentation, feature), rates (presentation, unit) or NaN."""
-        before = (yield from self.remembered()).readout if self.forgotten else self.readout
-        readout = _readout() if before is None else (yield from before.copied_in_steps())
+        """Return one that was also told these: features (presentation, feature), rates (presentation, unit) or NaN.
+
+        Raises RuntimeError where the readout is `forgotten`.
+        """
+        if self.forgotten:
+            raise RuntimeError("the readout is not there any more; take the learner that is `remembered`")
+        readout = _readout() if self.readout is None else (yield from self.readout.copied_in_steps())
         new = self._standard(x), self._begun(y)
         yield from self._learnt(readout, (new,))
         found, mean = readout.weights(self.units)
@@ -109,7 +113,9 @@ class Learner:
         return self.readout is None and bool(self.told)
 
     def remembered(self) -> Generator[None, None, "Learner"]:
-        """Return one with the readout that all fits so far have led to, bit for bit."""
+        """Return one with the readout that all fits so far have led to, bit for bit; where it is there, itself."""
+        if not self.forgotten:
+            return self
         readout = _readout()
         yield from self._learnt(readout, self.told)
         return replace(self, readout=readout)

@@ -5,6 +5,7 @@ Read by `rig.config.reading`; the recorder puts the file verbatim into the log.
 
 from collections.abc import Iterator
 from itertools import chain
+from math import floor
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 from rig.config import first_minutes, places, revisit
 from rig.config.animal import Simulation
 from rig.config.control import ControlPhase
-from rig.config.inception import MOST_FRAME_BYTES, InceptionPhase
+from rig.config.inception import MOST_FRAME_BYTES, InceptionPhase, LoopPhase
 from rig.config.outputs import (
     AnyOutput,
     Gates,
@@ -46,6 +47,7 @@ from stimuli.spec import Place
 
 PROPOSES_UNITS = ("screen",)  # agents that leave units for the phases after them
 FINDS_PLACES = ("map", "screen")  # agents that leave a place for the phases after them
+LEAST_CONTRAST = 0.02  # RMS; with less, images around the background are as good as none
 SPIKES_AFTER_S = 1.0  # no spike of a neuron answers an image so long after the next one came
 
 
@@ -182,13 +184,8 @@ class Config(Part):
                 yield from self._target_mistakes(f"phases.{k}", phase, self.phases[:k])
             if isinstance(phase, ConfirmPhase) and not any(isinstance(p, EvolvePhase) for p in self.phases[:k]):
                 yield f"phases.{k}: confirm shows what an evolve phase before it found; put one before it"
-            span = min(self.display.background, 255 - self.display.background)
-            contrast = phase.generator.contrast if isinstance(phase, EvolvePhase) else None
-            if contrast is not None and contrast * 127.5 >= 0.75 * span:
-                yield (
-                    f"phases.{k}.generator.contrast: {contrast:g} cannot be reached around background "
-                    f"{self.display.background}; use less than {0.75 * span / 127.5:.2f}"
-                )
+            if isinstance(phase, EvolvePhase):
+                yield from self._contrast_mistakes(f"phases.{k}.generator", phase.generator.contrast or 0.0)
             if isinstance(phase, InceptionPhase):
                 highest = max(phase.contrast, *phase.contrast_tuning, 0.0)
                 yield from self._loop_mistakes(f"phases.{k}", phase, ("units", phase.units), highest)
@@ -219,12 +216,7 @@ class Config(Part):
         for bank in [name for name in phase.images if name not in known]:
             yield f"{where}.images: no bank {bank!r}; choose from {', '.join(known)} or add it to banks"
         yield from self._unit_mistakes(f"{where}.{units[0]}", units[1])
-        span = min(self.display.background, 255 - self.display.background)
-        if contrast * 127.5 >= 0.75 * span:
-            yield (
-                f"{where}.contrast: {contrast:g} cannot be reached around background {self.display.background}; "
-                f"use less than {0.75 * span / 127.5:.2f}"
-            )
+        yield from self._contrast_mistakes(where, contrast)
         try:
             its = phase.place if isinstance(phase.place, Place) else places.usual(self.stimulus)
             rect = places.rect_of(self.display, its)
@@ -235,6 +227,19 @@ class Config(Part):
             yield (
                 f"{where}: {images} images of {rect.height} x {rect.width} pixels are {size >> 20} MB in each block "
                 f"that is shown back, and {MOST_FRAME_BYTES >> 20} MB can be; make fewer or smaller images"
+            )
+
+    @property
+    def _most_contrast(self) -> float:
+        """RMS contrast (sd / 127.5) that images can surely have around the background."""
+        return 0.75 * min(self.display.background, 255 - self.display.background) / 127.5
+
+    def _contrast_mistakes(self, where: str, contrast: float) -> Iterator[str]:
+        """Yield an RMS contrast that is out of reach; a background without room for any is said once, elsewhere."""
+        if contrast >= self._most_contrast >= LEAST_CONTRAST:
+            yield (
+                f"{where}.contrast: {contrast:g} cannot be reached around background {self.display.background}; "
+                f"use less than {floor(100 * self._most_contrast) / 100:.2f}"
             )
 
     def _unit_mistakes(self, where: str, names: tuple[str, ...]) -> Iterator[str]:
@@ -314,8 +319,18 @@ class Config(Part):
 
     def _place_mistakes(self) -> Iterator[str]:
         display, low, high = self.display, *self.limits.mean_level
+        around_grey = [
+            f"phases.{k}"
+            for k, phase in enumerate(self.phases)
+            if isinstance(phase, LoopPhase) or (isinstance(phase, EvolvePhase) and phase.generator.contrast is not None)
+        ]
         if not 0 <= low < high <= 255:
             yield f"limits.mean_level: {low:g} to {high:g}; give the lower level first, both within 0 to 255"
+        elif around_grey and self._most_contrast < LEAST_CONTRAST:
+            yield (
+                f"display.background: {display.background} leaves no room for images that are darker and lighter than "
+                f"it, as those of {', '.join(around_grey)} are; choose a grey near 128"
+            )
         elif not low <= display.background <= high:
             yield (
                 f"display.background: {display.background} is outside limits.mean_level ({low:g} to {high:g}), so that "

@@ -14,7 +14,7 @@ from rig.config.session import Config
 from rig.preflight.calcium import traces
 from rig.preflight.gaze import gaze
 from rig.preflight.luminance import luminance
-from rig.preflight.machine import banks, disk, geometry, metadata, outputs, realtime
+from rig.preflight.machine import animal, banks, disk, geometry, metadata, outputs, realtime
 from rig.preflight.model import judged, warm_up
 from rig.preflight.photodiode import photodiode
 from rig.preflight.result import Result
@@ -29,6 +29,7 @@ def checks(config: Config, clock: Clock) -> Iterator[Result]:
     """Run all checks, one after the other, and yield their results as they come."""
     yield geometry(config)
     yield banks(config)
+    yield from animal(config)
     yield metadata(config)
     yield from disk(config, clock)
     yield realtime(config)

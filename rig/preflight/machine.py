@@ -54,6 +54,24 @@ def banks(config: Config) -> Result:
     return Result("image banks", "ok", f"{own}, and the shipped photographs")
 
 
+def animal(config: Config) -> Iterator[Result]:
+    """See whether the files that a simulated animal is made of are there; a real one needs none."""
+    simulation = config.animal
+    wanted = (
+        ("animal.weights", simulation.weights, Path.is_file, "the file of the published model of mouse V1"),
+        ("animal.models", simulation.models, Path.is_dir, "the folder of the published models of V4"),
+        ("animal.recorded", simulation.recorded, Path.is_dir, "the folder of recorded averages and images"),
+    )
+    for place, path, there, what in wanted:
+        if path is not None and not there(path):
+            said = f"{place}: {path} is not there, {what}; `stimloop demo` and `stimloop animal` cannot start without"
+            cure = (
+                f"give {place} your own copy of it (docs/simulated_cells.md), by a path from the folder in which you "
+                "start the command"
+            )
+            yield Result("simulated animal", "warn", said, cure)
+
+
 def metadata(config: Config) -> Result:
     """See whether an export of the session would have what an archive asks for; recording needs none of it."""
     missing = lacking(config.model_dump(mode="json"), simulated=config.subject.id == Subject().id)

@@ -130,12 +130,18 @@ def gallery(session: Session, phase: int, images: Images, report: Report) -> Fig
     return figure
 
 
+def _responses(session: Session, phase: int, images: Images) -> tuple[list[str], F64]:
+    """Return the units whose most exciting image was shown, and the mean rate of each (row) to that of each."""
+    units = [unit for unit in images if MEI in images[unit] and unit in session.units]
+    each = [[_mean(session, phase, unit, images[other][MEI])[0] for other in units] for unit in units]
+    return units, np.array(each, np.float64).reshape(len(units), len(units))
+
+
 def confusion(session: Session, phase: int, images: Images) -> Figure | None:
     """Draw every unit's response to every unit's most exciting image; None for fewer than two."""
-    units = [unit for unit in images if MEI in images[unit] and unit in session.units]
+    units, rates = _responses(session, phase, images)
     if len(units) < 2:
         return None
-    rates = np.array([[_mean(session, phase, unit, images[other][MEI])[0] for other in units] for unit in units])
     few = len(units) < FEW
     side = min(8.0, 2.6 + (0.4 if few else 0.32) * len(units))
     figure = new_figure(side + 0.8, side)
@@ -189,16 +195,7 @@ def _verdict(session: Session, phase: int, report: Report, images: Images) -> st
     settings = session.config["phases"][phase]
     if "row_maximum" not in report and not any(name.startswith("better_") for name in report):
         return "<p>Too little was shown back for a verdict.</p>"
-    words = []
-    shown = [unit for unit in images if MEI in images[unit] and unit in session.units]
-    if "row_maximum" in report:
-        said = "The own image drove a unit more than those of all others in "
-        said += _share(report["row_maximum"], len(shown))
-        if "row_maximum_p" in report:
-            interval = f"95 % interval {report['row_maximum_low']:.0%} to {report['row_maximum_high']:.0%}; "
-            interval = interval if len(shown) >= PERCENT_FROM else ""
-            said += f" ({interval}p = {report['row_maximum_p']:.2g} against chance)"
-        words.append(said + ".")
+    words = [row_maximum(session, phase, report, images)] if "row_maximum" in report else []
     against = [kind for kind in KINDS if f"better_{kind}" in report]
     each = []
     for kind in against:
@@ -225,6 +222,23 @@ def _verdict(session: Session, phase: int, report: Report, images: Images) -> st
         + (f"</p><ul>{''.join(each)}</ul><p>" if each else " ")
         + f"{after}</p>"
     )
+
+
+def row_maximum(session: Session, phase: int, report: Report, images: Images) -> str:
+    """Say in how many units the own image did most; counted are those with responses to the images of all units."""
+    _, rates = _responses(session, phase, images)
+    counted_units = int(np.isfinite(rates).all(axis=1).sum())
+    said = "The own image drove a unit more than those of all others in "
+    said += _share(report["row_maximum"], counted_units)
+    if "row_maximum_p" in report:
+        interval = f"95 % interval {report['row_maximum_low']:.0%} to {report['row_maximum_high']:.0%}; "
+        interval = interval if counted_units >= PERCENT_FROM else ""
+        said += f" ({interval}p = {report['row_maximum_p']:.2g} against chance)"
+    chosen = round(report.get("chosen", len(rates)))
+    if counted_units < max(chosen, len(rates)):
+        said += f"; {chosen} were chosen, images of {len(rates)} were shown back, and counted are those that answered "
+        said += "to all of these"
+    return said + "."
 
 
 def _together(session: Session, report: Report, kind: str) -> str:
