@@ -1,6 +1,8 @@
 # `make demo` and `make test` do all of their set-up on a fresh Debian or Ubuntu machine: see .ci/setup.
 .PHONY: help setup demo test test-slow chaos lint check clean
 .DEFAULT_GOAL := help
+# A session is eight processes, and the tests run hundreds: without kept byte code each compiles our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo       a whole session on the simulated animal, then its report"

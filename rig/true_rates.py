@@ -61,6 +61,7 @@ COMPARED = (
     "where the true rates are equal. Rates in spikes/s; + the MEI was found to drive the unit more than this control, "
     "- less."
 )
+BEST = "Best possible: found by a search with the cell's own formula; all of the image's contrast where the cell looks."
 console, errors = Console(), Console(stderr=True)
 
 
@@ -114,6 +115,12 @@ class PhaseTruth:
         return tuple(out)
 
     @property
+    def first_true(self) -> tuple[bool, ...]:
+        """Of each unit with comparisons: whether its most exciting image truly does more than each of its controls."""
+        of = [[p.true_difference > 0 for p in self.pairs if p.unit == unit] for unit in self.units]
+        return tuple(all(more) for more in of if more)
+
+    @property
     def row_maximum_true(self) -> float | None:
         """Share of units whose own image truly drives them most; None for fewer than two."""
         if len(self.units) < 2:
@@ -133,6 +140,7 @@ class PhaseTruth:
         return {
             "phase": self.phase + 1, "agent": self.agent, "untested": self.untested, "units": list(self.units),
             "row_maximum_true": self.row_maximum_true, "row_maximum_found": self.row_maximum_found,
+            "mei_first_true": sum(self.first_true), "mei_first_of": len(self.first_true),
             "true_mei_hz": self.mei_hz.tolist(), "true_blank_hz": list(self.blank_hz),
             "true_best_hz": list(self.best_hz), "shares_of_best": list(self.shares_of_best),
             "by_size": rows, "comparisons": pairs,
@@ -147,13 +155,15 @@ class PhaseTruth:
             if row["comparisons"]:
                 classes.add_row(*(str(row[name]) for name in ("true_difference", "comparisons", "found", "wrong")))
         controls = list(dict.fromkeys(p.control for p in self.pairs))
-        rates = Table("unit", "best possible", "MEI", *controls)
+        known = any(best is not None for best in self.best_hz)
+        rates = Table("unit", *(["best possible"] if known else []), "MEI", *controls)
         for k, unit in enumerate(self.units):
             of = {p.control: p for p in self.pairs if p.unit == unit}
             marks = {1: " +", 0: "", -1: " -"}
             cells = [f"{of[c].true_control_hz:.1f}{marks[of[c].found]}" if c in of else "" for c in controls]
             best = self.best_hz[k]
-            rates.add_row(unit, "" if best is None else f"{best:.1f}", f"{self.mei_hz[k, k]:.1f}", *cells)
+            bests = ["" if best is None else f"{best:.1f}"] if known else []
+            rates.add_row(unit, *bests, f"{self.mei_hz[k, k]:.1f}", *cells)
         return [classes, rates]
 
     def in_words(self) -> list[str]:
@@ -162,14 +172,16 @@ class PhaseTruth:
         if self.row_maximum_true is not None and self.row_maximum_found is not None:
             said.append(
                 f"own image is the row maximum: truly in {self.row_maximum_true:.0%} of the units, found in "
-                f"{self.row_maximum_found:.0%}"
+                f"{self.row_maximum_found:.0%}{' so far' if self.untested else ''}"
             )
+        if first := self.first_true:
+            said.append(f"the MEI truly does most of all images of its unit in {sum(first)} of {len(first)} units")
         if shares := [share for share in self.shares_of_best if share is not None]:
             good = sum(share >= NEAR_BEST for share in shares)
             said.append(
                 f"of what the best possible image of the same contrast does above the background the MEI does, truly, "
                 f"{np.median(shares):.0%} (median of {len(shares)} units, {min(shares):.0%} to {max(shares):.0%}); "
-                f"{NEAR_BEST:.0%} or more in {good} of {len(shares)}"
+                f"{NEAR_BEST:.0%} or more in {good} of {len(shares)}. {BEST}"
             )
         return said
 

@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import gc
 import shutil
 from collections.abc import Iterator
 
@@ -11,6 +12,13 @@ from rig.display.virtual import virtual_screen
 # Tests share the cores with real-time processes: how long one example takes says nothing about the code.
 hypothesis.settings.register_profile("shared cores", deadline=None)
 hypothesis.settings.load_profile("shared cores")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _what_is_loaded_lives_as_long_as_the_run() -> None:
+    """Keep all that the collected modules hold out of every later collection: the display collects in each trial."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

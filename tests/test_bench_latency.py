@@ -133,7 +133,7 @@ def test_a_rig_s_own_devices_and_screen_are_kept() -> None:
 @pytest.mark.display
 @pytest.mark.timeout(400)
 def test_a_short_session_measures_both_loops_and_files_the_figures(tmp_path: Path, private_screen: str) -> None:
-    figures = latency(0.15, tmp_path, HostClock(), Console(quiet=True))
+    figures = latency(0.11, tmp_path, HostClock(), Console(quiet=True))
     rows = {row["stage"]: row for row in figures["rows"]}
     for stage in ("flip_to_light", "flip_to_source", "flip_to_journal", "edge_to_routed", "edge_to_output_done"):
         assert rows[stage]["n"] >= 20, stage

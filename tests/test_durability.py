@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from rig.cli import app
 from rig.clock import HostClock
 from rig.config.reading import parse
 from rig.links.bus import Hub
@@ -559,10 +561,8 @@ def test_report_makes_an_old_session_file_anew_and_says_so(session: bytes, tmp_p
     path.write_bytes(session[: stops[-10]])
     build(tmp_path)
     path.write_bytes(session)
-    done = subprocess.run(
-        [sys.executable, "-m", "rig.cli", "report", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=90
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 0, done.output
     assert "older than the journal" in done.stdout
     assert up_to_date(tmp_path)
 
@@ -571,8 +571,7 @@ def test_report_makes_an_old_session_file_anew_and_says_so(session: bytes, tmp_p
 def test_recover_refuses_what_is_no_journal(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "session.journal").write_bytes(data)
     (tmp_path / "session.h5").write_bytes(b"what was there before")
-    command = [sys.executable, "-m", "rig.cli", "recover", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, ["recover", str(tmp_path)])
+    assert done.exit_code == 2
     assert "holds no whole entry" in done.stderr
     assert (tmp_path / "session.h5").read_bytes() == b"what was there before"

@@ -140,7 +140,7 @@ def test_rates_do_not_depend_on_the_batch_or_the_other_units(core: str, readout:
     np.testing.assert_allclose(some.numpy(), whole[:, [2, 0]], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("at", [(0.0, 0.0), (0.31, -0.72), (-1.0, 1.0), (1.0, 0.4)])
+@pytest.mark.parametrize("at", [(0.0, 0.0), (0.31, -0.72), (-1.0, 1.0), (1.0, 0.4), (1.4, -2.0)])
 @pytest.mark.parametrize("core", ["pixels", "walker", "separable"])
 def test_seen_is_where_a_response_can_change(core: str, at: tuple[float, float]) -> None:
     made = network(core, "point")
@@ -354,6 +354,15 @@ def test_a_state_comes_back_from_a_file(core: str, readout: str, tmp_path: Path)
     assert torch.equal(other.rates(EYE.see(frames(3))), made.rates(EYE.see(frames(3))))
     assert not any(p.requires_grad for p in other.parameters())
     json.dumps({k: v for k, v in made.state().items() if k != "weights"})
+
+
+def test_networks_from_before_padding_could_be_chosen_keep_their_files_and_names() -> None:
+    made = network("separable", "point")
+    assert "padded" not in made.state()["architecture"]["core"]
+    layout = made.architecture.model_dump(mode="json")
+    assert Architecture.model_validate(layout) == made.architecture
+    layout["core"]["padded"] = False
+    assert Architecture.model_validate(layout).model_dump(mode="json") == layout
 
 
 def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -246,14 +246,16 @@ def test_a_fold_that_is_snapshot_and_restored_again_and_again_says_the_same(sess
 def test_going_on_after_a_snapshot_leaves_the_snapshot_as_it_was(session: tuple[Session, Any]) -> None:
     """What the thread writes is the state at its entry, though the fold goes on before the thread has begun."""
     (config, entries), never_stopped = session
-    for half in (len(entries) // 3, len(entries) * 3 // 4):
-        fold = WindowFold(config)
-        said(fold, entries[:half])
-        encoder = take(fold, config)
-        said(fold, entries[half:])
+    fold, before, taken = WindowFold(config), 0, []
+    for at in (len(entries) // 3, len(entries) * 3 // 4):
+        said(fold, entries[before:at])
+        taken.append((at, take(fold, config)))
+        before = at
+    said(fold, entries[before:])
+    for at, encoder in taken:
         text = "".join(encoder.pieces()).encode()
         late = restored(text, encoder.arrays(), config)
-        assert said(late, entries[half:]) == never_stopped[half:]
+        assert said(late, entries[at:]) == never_stopped[at:]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("rig", "models", "stimuli")
 HEAVY = {
     "torch", "psychopy", "pyglet", "h5py", "pylsl", "zmq", "mss", "matplotlib", "typer", "rich", "skimage", "serial",
-    "pynwb", "hdmf", "scipy",
+    "pynwb", "hdmf", "scipy", "pandas", "asyncio",
 }  # fmt: skip
 
 # What each child process may have loaded of the heavy libraries; all others are forbidden to it.
@@ -53,11 +53,11 @@ def test_each_process_loads_only_its_own_heavy_libraries(module: str, allowed: s
 
 @pytest.mark.display
 def test_the_display_process_has_no_torch_even_with_its_graphics_loaded() -> None:
-    """PsychoPy brings much along; torch and HDF5 must not be among it."""
+    """PsychoPy brings much along; torch and HDF5 must not be among it, nor what takes long and is not used."""
     with virtual_screen((64, 64)):
         loaded = loaded_by("import rig.display.session; from rig.display.window import load_graphics; load_graphics()")
     assert "psychopy" in loaded
-    assert not loaded & {"torch", "h5py", "pylsl", "models"}
+    assert not loaded & {"torch", "h5py", "pylsl", "models", "pandas", "pyarrow", "requests"}
 
 
 # --- import contracts -------------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
 """Keys and doors: files only their owner reads, listed keys only, addresses outside this computer only with keys."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import zmq
+from click.testing import Result
+from typer.testing import CliRunner
 
+from rig.cli import app
 from rig.clock import HostClock
 from rig.config.reading import ConfigError, parse
 from rig.links.bus import Hub, Malformed
@@ -16,7 +17,6 @@ from rig.links.keys import ClientKeys, KeysError, client_keys, listing, make, se
 from rig.links.loopback import NotPrivate, is_loopback, split_endpoint
 from rig.links.peer import Peer
 
-ROOT = Path(__file__).parent.parent
 REST = 'sources: [{type: openephys}]\nresponses: {units: ["E01#0"]}\nphases: [{agent: present}]\n'
 
 
@@ -26,9 +26,8 @@ def keys(tmp_path: Path) -> Path:
     return tmp_path / "keys"
 
 
-def stimloop(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rig.cli", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+def stimloop(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -37,7 +36,7 @@ def stimloop(*words: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_makes_keys_that_only_the_owner_can_read(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     done = stimloop("keys", "new", str(folder))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     secrets = sorted(folder.rglob("*.key_secret"))
     assert [p.relative_to(folder).as_posix() for p in secrets] == ["model/model.key_secret", "server/server.key_secret"]
     assert [p.stat().st_mode & 0o777 for p in secrets] == [0o600, 0o600]
@@ -46,12 +45,12 @@ def test_the_command_makes_keys_that_only_the_owner_can_read(tmp_path: Path) -> 
     assert server.allowed == {client.public: "model"}
     assert client.server == server.public
     shown = stimloop("keys", "show", str(folder))
-    assert shown.returncode == 0
+    assert shown.exit_code == 0
     assert server.secret.decode() not in shown.stdout + repr(server) + repr(client)
     secrets[0].chmod(0o644)
-    assert stimloop("keys", "show", str(folder)).returncode == 1
+    assert stimloop("keys", "show", str(folder)).exit_code == 1
     again = stimloop("keys", "new", str(folder))
-    assert again.returncode == 2
+    assert again.exit_code == 2
     assert "has keys for model" in again.stderr
 
 

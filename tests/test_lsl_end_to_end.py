@@ -23,6 +23,7 @@ from rig.messages import (
     UnitList,
 )
 from rig.recording.journal import read_all
+from tests.test_end_to_end import children_of
 
 ROOT = Path(__file__).parent.parent
 MILD = ("late proposal", "photodiode edge missing")
@@ -39,6 +40,7 @@ def session(raw: dict[str, Any], base: Path) -> tuple[list[object], Truth, str]:
     output = done.stdout + done.stderr
     (folder,) = [p for p in (base / "sessions").iterdir() if (p / "session.journal").exists()]
     documents = [e.document for e in read_all(folder / "session.journal")]
+    assert children_of(base) == []
     return documents, read(folder.with_name(f"{folder.name}-truth")), output
 
 
@@ -57,6 +59,7 @@ def calcium(tmp_path_factory: pytest.TempPathFactory, private_screen: str) -> tu
         scope[key] += f"-{tag}"
     behaviour["stream"] = raw["animal"]["behaviour"]["stream"] = f"behaviour-{tag}"
     raw["animal"]["behaviour"] |= {"breaks_per_min": 30, "missing_per_min": 30}
+    scope["calcium"]["baseline_window_s"] = 36  # F0 after 3 s
     raw["phases"][0] |= {"count": 4, "repeats": 2, "blanks": 1}
     raw["presentation"] = {"on_s": 0.3, "off_s": 0.5, "images_per_trial": 5, "inter_trial_s": 0.3}
     raw["responses"] |= {"window_s": [0.05, 0.4], "baseline": {"kind": "block", "window_s": [-0.2, 0.05]}}

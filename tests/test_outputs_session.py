@@ -44,10 +44,29 @@ def log_of(sessions: Path) -> list[Document]:
     return [e.document for e in read_all(folder / "session.journal")]
 
 
-def test_the_shipped_config_rewards_each_trial(private_screen: str, tmp_path: Path) -> None:
-    with demo(short(tmp_path), tmp_path / "sessions") as process:
+Rewarded = tuple[list[Document], str, list[tuple[int, int]], str]
+
+
+@pytest.fixture(scope="module")
+def rewarded(private_screen: str, tmp_path_factory: pytest.TempPathFactory) -> Rewarded:
+    """Run configs/reward.yaml, with a line that says image onsets besides.
+
+    Returns the documents, what the session printed, the changes of that line as an observer saw them (level, host ns),
+    and the log of the outputs.
+    """
+    base = tmp_path_factory.mktemp("rewarded")
+    register = make_register(base / "port")
+    shipped = yaml.safe_load((ROOT / "configs" / "reward.yaml").read_text())["outputs"]
+    line = {"type": "parallel", "name": "ttl", "port": str(register), "line": 6, "onset": True}
+    config = short(base, outputs=[*shipped, line])
+    with observed(register) as observer, demo(config, base / "sessions") as process:
         output, _ = process.communicate(timeout=100)
-    documents = log_of(tmp_path / "sessions")
+    (said,) = (base / "sessions").glob("*/logs/outputs.log")
+    return log_of(base / "sessions"), output, observer.changes, said.read_text()
+
+
+def test_the_shipped_config_rewards_each_trial(rewarded: Rewarded) -> None:
+    documents, output, _, said = rewarded
     asked = [d for d in documents if isinstance(d, OutputRequest)]
     done = [d for d in documents if isinstance(d, OutputDone)]
     trials = {d.trial for d in documents if isinstance(d, TrialIntent)}
@@ -65,23 +84,17 @@ def test_the_shipped_config_rewards_each_trial(private_screen: str, tmp_path: Pa
         assert started is not None
         assert 0 < started - offsets[trial] < 500_000_000
     assert "outputs" in {d.name for d in documents if isinstance(d, ProcessStarted)}
-    (said,) = (tmp_path / "sessions").glob("*/logs/outputs.log")
-    assert said.read_text().count("valve: reward pulse of 0.1 s trial-") == len(done)
+    assert said.count("valve: reward pulse of 0.1 s trial-") == len(done)
 
 
-def test_onset_lines_follow_the_images(private_screen: str, tmp_path: Path) -> None:
-    register = make_register(tmp_path / "port")
-    line = {"type": "parallel", "name": "ttl", "port": str(register), "line": 6, "onset": True}
-    config = short(tmp_path, outputs=[{"type": "print", "name": "valve"}, line])
-    with observed(register) as observer, demo(config, tmp_path / "sessions") as process:
-        output, _ = process.communicate(timeout=100)
-    documents = log_of(tmp_path / "sessions")
+def test_onset_lines_follow_the_images(rewarded: Rewarded) -> None:
+    documents, output, changes, _ = rewarded
     shown = [d for d in documents if isinstance(d, Presented)]
     assert [d.detail for d in documents if isinstance(d, Fault) and d.what == "onset line"] == []
     assert len(shown) >= 15, output
-    assert [level for level, _ in observer.changes] == [1, 0] * len(shown)
+    assert [level for level, _ in changes] == [1, 0] * len(shown)
     flips = [t for d in shown for t in (d.onset_flip_host_ns, d.offset_flip_host_ns)]
-    late_ms = [(seen - flip) / 1e6 for (_, seen), flip in zip(observer.changes, flips, strict=True)]
+    late_ms = [(seen - flip) / 1e6 for (_, seen), flip in zip(changes, flips, strict=True)]
     assert min(late_ms) > 0
     assert sorted(late_ms)[len(late_ms) // 2] < 5
 

@@ -103,9 +103,14 @@ def test_the_page_names_all_units_and_has_no_networks_where_there_were_none(tmp_
             return caption if figure is not None else ""
 
         page = learning.section(session, 0, last(session), draw)
+        others = [unit for unit in UNITS if unit not in CHOSEN][:80]
+        some = last(session) | {f"{unit}: rejected, not asked for": 1.0 for unit in others}
+        assert "<b>12 units chosen</b> of 16 that were asked for (96 recorded), after" in learning.section(
+            session, 0, some, lambda *_: ""
+        )
     assert [name for name, figure in drawn.items() if figure is not None] == ["learning_0", "learning_units_0"]
     assert "grey area: the middle 80 % of all units that were not chosen" in page
-    assert "<b>12 units chosen</b> of 96" in page
+    assert "<b>12 units chosen</b> of 96, after" in page
     assert [page.index(f"<td>{unit}</td>") for unit in CHOSEN[::-1]] == sorted(
         page.index(f"<td>{unit}</td>") for unit in CHOSEN
     )

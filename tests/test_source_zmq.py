@@ -355,6 +355,10 @@ def failed(kind: str, port: int, each: Callable[[], object] | None = None) -> tu
     collector = Collector()
     with start(collector, kind, port) as running:
         collector.until(lambda: running.over, 9.0, each=each)
+    return failure(running)
+
+
+def failure(running: Running) -> tuple[str, str]:
     assert running.code == 2
     return running.said[0]["failed"], running.said[0]["cure"]
 
@@ -382,9 +386,11 @@ def test_a_bridge_that_never_names_its_units_is_told(bridge: Raw) -> None:
 
 
 def test_nobody_there_is_told_and_probed(made: Made, bridge: Raw) -> None:
-    port = free_port(2)
-    for kind, probe in (("spikes", spikes_zmq.probe), ("traces", traces_zmq.probe)):
-        reason, cure = failed(kind, port)
+    port, here, there = free_port(2), Collector(), Collector()
+    with start(here, "spikes", port) as spikes, start(there, "traces", port) as traces:  # each waits for seconds
+        here.until(lambda: spikes.over and traces.over, 9.0, each=there.turn)
+    for kind, probe, ended in (("spikes", spikes_zmq.probe, spikes), ("traces", traces_zmq.probe, traces)):
+        reason, cure = failure(ended)
         assert f"127.0.0.1:{port}" in reason
         assert "nothing listens" in reason
         assert "start the bridge" in cure

@@ -166,6 +166,16 @@ def test_a_window_answers_as_the_whole_and_unpadded_networks_are_computed_in_win
     torch.testing.assert_close(responses_of(part, 1)(inner, units), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_window_as_narrow_as_its_filters_answers_as_the_whole() -> None:
+    architecture = Architecture.model_validate({"core": CORE, "readout": {"type": "point"}})
+    whole = Network(architecture, Eye(40, 5), {"s": ("a", "b")}, 5).eval()
+    part = window(whole, (1,))
+    top = max(0, whole.seen(1)[0] - MARGIN_PX)
+    x = torch.randn(2, 1, 40, 5, generator=torch.Generator().manual_seed(0))
+    answered = part.rates(x[:, :, top : top + part.eye.height])
+    torch.testing.assert_close(answered, whole.rates(x)[:, 1:], rtol=1e-4, atol=1e-5)
+
+
 def test_pieces_lie_within_photographs_and_patterns_have_their_contrast() -> None:
     rng = np.random.default_rng(0)
     shades = np.arange(5, dtype=np.uint8) * 50
@@ -175,6 +185,10 @@ def test_pieces_lie_within_photographs_and_patterns_have_their_contrast() -> Non
     assert photograph.tolist() == np.repeat(range(5), 3).tolist()
     expected = np.broadcast_to(shades[photograph][:, None, None, None], pieces.shape)
     np.testing.assert_allclose(pieces.numpy(), expected, atol=1e-4)
+    ramp = np.broadcast_to((np.arange(60, dtype=np.uint8) * 4)[:, None], (1, 60, 60, 3)) * np.uint8([1, 0, 0])
+    turned = np.sign(np.diff(cut(ramp, eye, 200, rng)[0].numpy()[:, 0], axis=2).mean((1, 2)))
+    assert 70 < (turned < 0).sum() < 130  # half are mirrored
+    assert cut(ramp, eye, 9, rng)[0].max() > 20  # red stays red, which counts three times as much as blue
     made = patterns(Eye(40, 44, 1, (0.0,), (1.0,)), 60, 0.2, rng).numpy()[:, 0]
     assert np.abs(made.mean((1, 2)) - 128).max() < 12  # bright and dark parts are clipped
     contrasts = made.std((1, 2)) / 127.5

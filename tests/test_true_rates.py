@@ -91,7 +91,19 @@ def test_comparisons_are_counted_by_how_much_they_truly_differ() -> None:
     assert rows["more, over 30 %"] == (1, 1)
     assert rows["less, over 30 %"] == (1, 0)
     assert one.row_maximum_true == 0.5
+    assert one.first_true == ()  # no comparisons of its units
     assert json.loads(json.dumps(one.figures()))["shares_of_best"] == [0.5, None]
+
+
+def test_a_most_exciting_image_is_first_where_it_truly_does_more_than_every_control() -> None:
+    rates = {"a": ((30, 29), (30, 10)), "b": ((30, 29), (30, 31)), "c": ((30, 29), (30, 30))}
+    pairs = tuple(Pair(unit, "x", mei, other, 5, 0.01, 1) for unit, two in rates.items() for mei, other in two)
+    one = PhaseTruth(0, ("a", "b", "c", "d"), np.eye(4), None, pairs, best_hz=(None,) * 4, blank_hz=(0.0,) * 4)
+    assert one.first_true == (True, False, False)
+    assert "the MEI truly does most of all images of its unit in 1 of 3 units" in one.in_words()
+    assert (one.figures()["mei_first_true"], one.figures()["mei_first_of"]) == (1, 3)
+    titles = [str(column.header) for column in one.tables()[1].columns]
+    assert titles == ["unit", "MEI", "x"]  # nothing is said of a best image that nobody knows
 
 
 def test_the_command_prints_it_and_says_that_it_is_simulated(journal: Path) -> None:
@@ -117,6 +129,8 @@ def test_of_a_phase_that_was_broken_off_it_says_that_nothing_was_tested_and_why(
     why = "the session ended before the phase did: stop key; tests are made when all was shown back"
     assert f"phase 1: nothing was tested: {why}" in said.output
     assert "comparisons" not in said.output
+    assert "truly does most" not in said.output
+    assert " so far\n" in said.output
     assert "found in the true direction" not in " ".join(said.output.split())
     (one,) = json.loads(CliRunner().invoke(app, ["truth", str(folder), "--json"]).output)
     assert (one["comparisons"], one["untested"].split(";")[0]) == ([], why.split(";")[0])

@@ -165,18 +165,23 @@ def test_an_unchanged_process_has_the_replays_clock_for_its_host_clock(tmp_path:
     assert int(done.stdout) == 123_456_789_000
 
 
+NO_PROOF = ("{clock}", "no replay has started this process")
+OF_ANOTHER = ("999999999:{clock}", "no replay has started this process")
+NO_PAGE = ("{pid}:{clock}-gone", "FileNotFoundError")
+
+
 @pytest.mark.parametrize(
-    ("left_over", "why"),
+    ("words", "left_over", "why"),
     [
-        ("{clock}", "no replay has started this process"),
-        ("999999999:{clock}", "no replay has started this process"),
-        ("{pid}:{clock}-gone", "FileNotFoundError"),
+        pytest.param(("run", "configs/demo.yaml"), *NO_PROOF, id="run, no proof"),
+        pytest.param(("run", "configs/demo.yaml"), *OF_ANOTHER, id="run, another's"),
+        pytest.param(("run", "configs/demo.yaml"), *NO_PAGE, id="run, no page"),
+        pytest.param(("bench", "clocks"), *OF_ANOTHER, id="bench"),
+        pytest.param(("animal", "configs/demo.yaml"), *OF_ANOTHER, id="animal"),
     ],
-    ids=["no proof", "another's", "no page"],
 )
-@pytest.mark.parametrize("words", [("run", "configs/demo.yaml"), ("bench", "clocks"), ("animal", "configs/demo.yaml")])
 def test_a_replays_clock_in_the_environment_of_a_live_session_is_refused(
-    tmp_path: Path, left_over: str, why: str, words: tuple[str, ...]
+    tmp_path: Path, words: tuple[str, ...], left_over: str, why: str
 ) -> None:
     ReplayTime.make(tmp_path / "clock").close()
     given = left_over.format(clock=tmp_path / "clock", pid=os.getpid())

@@ -196,7 +196,7 @@ class Network(nn.Module):
         if field is None or not isinstance(readout, Point):
             return Seen(0, eye.height, 0, eye.width)
         with torch.inference_mode():
-            x, y = readout.points(torch.tensor([unit]))[0].tolist()
+            x, y = readout.points(torch.tensor([unit]))[0].clamp(-1, 1).tolist()  # beyond the border: taken at it
         (y0, y1), (x0, x1) = (
             _span(at, size, field.start, field.step, field.size, pixels)
             for at, size, pixels in ((y, self.core.shape[1], eye.height), (x, self.core.shape[2], eye.width))

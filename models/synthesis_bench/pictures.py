@@ -82,7 +82,7 @@ def cut(pictures: U8, eye: Eye, count: int, rng: np.random.Generator) -> tuple[T
         height = round(fits * rng.uniform(*PIECE))
         width = min(columns, round(height * eye.width / eye.height))
         top, left = rng.integers(0, rows - height + 1), rng.integers(0, columns - width + 1)
-        piece = pictures[which, top : top + height, left : left + width, :: rng.choice((-1, 1))]
+        piece = pictures[which, top : top + height, left : left + width][:, :: rng.choice((-1, 1))]
         small = Image.fromarray(np.ascontiguousarray(piece)).resize((eye.width, eye.height), Image.Resampling.BOX)
         pieces[k] = np.asarray(small)
     return eye.see(pieces), photograph

@@ -41,5 +41,5 @@ def window(twin: Network, units: Sequence[int]) -> Network:
             points.get_parameter(name).copy_(readout.get_parameter(name)[rows])
         before, after = (torch.tensor([one.shape[2] - 1, one.shape[1] - 1]) for one in (readout, points))
         at = (readout.points(rows).clamp(-1, 1) + 1) / 2 * before - torch.tensor([left, top])
-        points.mu.copy_(at / after * 2 - 1)
+        points.mu.copy_(at / after.clamp(min=1) * 2 - 1)  # a single feature is at 0 / 1
     return small.eval().requires_grad_(False)

@@ -27,7 +27,9 @@ RATE_CHANGE_PER_S = 5e-8
 RATE_DOUBT = 1e-3
 REFINEMENTS = 4
 LOWER_LEAST = 10  # the density of the smallest delays is told by the lower half of the arrivals, at least so many
-BESIDE = 20  # how far from the best line others are looked at, in about their standard deviations
+# Where beside the best line others are looked at, in about their standard deviations.
+BESIDE = 20
+BESIDE_STEPS = np.linspace(-BESIDE, BESIDE, 8 * BESIDE + 1)
 MISSED = 0.001  # arrivals: the part of the fit's error that is not in its bound
 LEAST_PAIRS = 5
 LEAST_SPAN_NS = 1_000_000_000
@@ -100,34 +102,58 @@ class _Rate:
 
 def _hull(x: F64, y: F64) -> tuple[F64, F64]:
     """Return the corners of the lower hull. `x` ascends strictly."""
-    xs, ys = x.tolist(), y.tolist()  # elements of an array are slow to look at one by one
-    hull: list[int] = []
-    for k in range(len(xs)):
-        while len(hull) > 1:
-            a, b = hull[-2], hull[-1]
-            if (ys[b] - ys[a]) * (xs[k] - xs[b]) < (ys[k] - ys[b]) * (xs[b] - xs[a]):
+    corners = iter(zip(x.tolist(), y.tolist(), strict=True))  # elements of an array are slow to look at one by one
+    bx, by = next(corners)
+    hx, hy = [bx], [by]
+    for kx, ky in corners:
+        while len(hx) > 1:
+            ax, ay = hx[-2], hy[-2]
+            if (by - ay) * (kx - bx) < (ky - by) * (bx - ax):
                 break
-            hull.pop()
-        hull.append(k)
-    return x[hull], y[hull]
+            hx.pop()
+            hy.pop()
+            bx, by = ax, ay
+        hx.append(kx)
+        hy.append(ky)
+        bx, by = kx, ky
+    return np.array(hx), np.array(hy)
 
 
-def _line_below(hull_x: F64, hull_y: F64, mean_x: float, prior: _Rate, gap_ns: float) -> tuple[float, float]:
-    """Return offset and slope of the most probable line below all points, for delays of exponential density.
+@dataclass(frozen=True)
+class _Below:
+    """The lower hull of arrivals: the lines that touch it from below, and what is known of their slope before."""
 
-    `gap_ns` is by how much the smallest of the delays exceeds zero on average. The log posterior of a slope s, the line
-    touching the hull, is (offset + s mean_x) / gap - ((s - nominal) / sd)^2 / 2: concave, with its top at a corner's
-    slope or at an edge's. Without a prior that is the edge below the mean of x.
-    """
-    edges = np.diff(hull_y) / np.diff(hull_x)
-    if math.isinf(prior.sd):
-        k = min(max(int(np.searchsorted(hull_x, mean_x)), 1), len(edges)) - 1
-        return float(hull_y[k] - edges[k] * hull_x[k]), float(edges[k])
-    lowest, highest = np.append(-np.inf, edges), np.append(edges, np.inf)
-    slopes = np.clip(prior.nominal - prior.sd**2 / gap_ns * (hull_x - mean_x), lowest, highest)
-    offsets = hull_y - slopes * hull_x
-    k = int(np.argmax((offsets + slopes * mean_x) / gap_ns - ((slopes - prior.nominal) / prior.sd) ** 2 / 2))
-    return float(offsets[k]), float(slopes[k])
+    x: F64  # its corners
+    y: F64
+    edges: F64  # the slopes between them
+    lowest: F64  # of the lines through each corner
+    highest: F64
+    from_mean: F64  # x less the mean x of all points
+    mean_x: float
+    prior: _Rate
+
+    @staticmethod
+    def of(x: F64, y: F64, mean_x: float, prior: _Rate) -> "_Below":
+        hull_x, hull_y = _hull(x, y)
+        lowest, highest = np.full(len(hull_x), -np.inf), np.full(len(hull_x), np.inf)
+        edges = lowest[1:] = highest[:-1] = (hull_y[1:] - hull_y[:-1]) / (hull_x[1:] - hull_x[:-1])
+        return _Below(hull_x, hull_y, edges, lowest, highest, hull_x - mean_x, mean_x, prior)
+
+    def most_probable(self, gap_ns: float) -> tuple[float, float]:
+        """Return offset and slope of the most probable line below all points, for delays of exponential density.
+
+        `gap_ns` is by how much the smallest of the delays exceeds zero on average. The log posterior of a slope s, the
+        line touching the hull, is (offset + s mean_x) / gap - ((s - nominal) / sd)^2 / 2: concave, with its top at a
+        corner's slope or at an edge's. Without a prior that is the edge below the mean of x.
+        """
+        nominal, sd = self.prior.nominal, self.prior.sd
+        if math.isinf(sd):
+            k = min(max(int(self.x.searchsorted(self.mean_x)), 1), len(self.edges)) - 1
+            return float(self.y[k] - self.edges[k] * self.x[k]), float(self.edges[k])
+        slopes = np.minimum(np.maximum(nominal - sd**2 / gap_ns * self.from_mean, self.lowest), self.highest)
+        offsets = self.y - slopes * self.x
+        k = int(((offsets + slopes * self.mean_x) / gap_ns - ((slopes - nominal) / sd) ** 2 / 2).argmax())
+        return float(offsets[k]), float(slopes[k])
 
 
 def _median_line(x: F64, y: F64) -> tuple[float, float]:
@@ -170,37 +196,39 @@ def _arrivals(x: F64, y: F64, nominal: float | None) -> tuple[_Fit, float]:
     A delay is never negative, and its density near the smallest one is told by how close the lower points lie. The
     doubt of the line is the second moment about it of all lines below the points, each weighed by its posterior.
     """
-    hull_x, hull_y = _hull(x, y)
     prior = _Rate(0.0, math.inf) if nominal is None else _Rate(nominal, RATE_DOUBT / NORMAL_99 * nominal)
-    mean_x, count = float(np.mean(x)), len(x)
+    mean_x, count = float(x.sum()) / len(x), len(x)
+    hull = _Below.of(x, y, mean_x, prior)
     lower = min(count, max(LOWER_LEAST, count // 2))  # a stalled reader does not belong to that density
-    first = prior.nominal or float((hull_y[-1] - hull_y[0]) / (hull_x[-1] - hull_x[0]))
-    at, slope = float(np.min(y - first * x)), first
+    first = prior.nominal or float((hull.y[-1] - hull.y[0]) / (hull.x[-1] - hull.x[0]))
+    at, slope = float((y - first * x).min()), first
     for _ in range(REFINEMENTS):
-        above = np.sort(y - at - slope * x)
+        above = y - at - slope * x
+        above.sort()
         gap_ns = max(float(above[lower - 1]) / (lower - 2), SCALE_FLOOR_NS / count)
-        at, slope = _line_below(hull_x, hull_y, mean_x, prior, gap_ns)
+        at, slope = hull.most_probable(gap_ns)
     above = y - at - slope * x
+    heights = np.sort(above)
     # Lines beside it: each corner of the hull bounds their offset.
     span = float(x[-1] - x[0])
     unit = 1 / (1 / prior.sd + span / (4 * gap_ns))
-    beside = np.linspace(-BESIDE, BESIDE, 8 * BESIDE + 1) * unit
-    lower_by = np.min(hull_y[:, None] - hull_x[:, None] * (slope + beside), axis=0) - at
+    beside = BESIDE_STEPS * unit
+    lower_by = (hull.y[:, None] - hull.x[:, None] * (slope + beside)).min(axis=0) - at
     log = (lower_by + beside * mean_x) / gap_ns - ((slope + beside - prior.nominal) / prior.sd) ** 2 / 2
-    weight = np.exp(log - np.max(log))
-    weight /= np.sum(weight)
-    level = float(np.sum(weight * (lower_by**2 - 2 * lower_by * gap_ns + 2 * gap_ns**2)))
-    both = float(np.sum(weight * (lower_by - gap_ns) * beside))
-    tilt = float(np.sum(weight * beside**2))
+    weight = np.exp(log - log.max())
+    weight /= weight.sum()
+    level = float((weight * (lower_by**2 - 2 * lower_by * gap_ns + 2 * gap_ns**2)).sum())
+    both = float((weight * (lower_by - gap_ns) * beside).sum())
+    tilt = float((weight * beside**2).sum())
     # The gap is itself estimated, from `free` distances: the smallest delay over it is distributed as F(2, 2 free).
     free = lower - 2
     widen = (free * ((1 / MISSED) ** (1 / free) - 1) / (NORMAL_99 * math.sqrt(2))) ** 2
     variance = max(level - both**2 / tilt, gap_ns**2 / 2)
-    scale = max(float(np.partition(above, count // 10)[count // 10]), SCALE_FLOOR_NS)
+    scale = max(float(heights[count // 10]), SCALE_FLOOR_NS)
     near = 1 / (scale + above) ** 2
-    residual = math.sqrt(float(np.sum(near * above**2) / np.sum(near)))
+    residual = math.sqrt(float((near * above**2).sum() / near.sum()))
     fit = _Fit(at, slope, variance * widen, -both / tilt, tilt / variance, residual)
-    return fit, float(np.median(above))
+    return fit, float(heights[(count - 1) // 2] + heights[count // 2]) / 2
 
 
 def _exact(x: F64, y: F64, doubt: F64) -> tuple[_Fit, F64]:

@@ -4,9 +4,9 @@
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rig.config.part import Part
 
@@ -56,6 +56,14 @@ class SeparableCore(Part):
         description="Whether later layers see zeros beyond the picture, as published; false: features only where all "
         "filters see the picture, which is quicker: for units that look at its middle.",
     )
+
+    @model_serializer(mode="wrap")
+    def _as_saved(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave padding out where it is as published: files and names of networks from before one could choose."""
+        out: dict[str, Any] = plain(self)
+        if self.padded:
+            out.pop("padded", None)
+        return out
 
 
 class NormalisedCore(Part):

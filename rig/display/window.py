@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from rig.clock import Clock
 from rig.config.screen import Display
+from rig.display.at_first_use import at_first_use
 from rig.display.pacing import FrameGrid
 from stimuli.geometry import Rect
 
 WARM_UP_FLIPS = 20
 RATE_TOLERANCE = 0.05
+UNUSED = ("pandas", "scipy.interpolate", "requests")  # by a window, though PsychoPy imports them for one
 
 
 class DisplayError(RuntimeError):
@@ -42,7 +44,7 @@ NO_SCREEN = DisplayError(
 
 
 def load_graphics() -> None:
-    """Import PsychoPy and pyglet (seconds of work, which a real-time priority should not be spent on)."""
+    """Import PsychoPy and pyglet (a second of work, which a real-time priority should not be spent on)."""
     if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
         raise NO_SCREEN
     import pyglet
@@ -52,7 +54,8 @@ def load_graphics() -> None:
         import psychopy.logging
 
         psychopy.logging.console.setLevel(psychopy.logging.ERROR)
-        import psychopy.visual
+        with at_first_use(*UNUSED):
+            import psychopy.visual
     except Exception as error:
         raise DisplayError(
             f"the graphics libraries do not load: {type(error).__name__}: {error}",

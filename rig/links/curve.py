@@ -7,9 +7,9 @@ door, without a thread.
 
 import zmq
 from zmq.utils import z85
-from zmq.utils.monitor import recv_monitor_message
 
 from rig.links.keys import ClientKeys, ServerKeys
+from rig.links.monitor import event_of
 
 HEARTBEAT_MS = 1_000
 SILENT_MS = 5_000  # a link is cut that brought nothing for so long
@@ -73,7 +73,7 @@ class Door:
         for _ in range(MOST_AT_ONCE):
             if not self._monitor.poll(0):
                 break
-            recv_monitor_message(self._monitor)
+            self._monitor.recv_multipart()
             refused.append("a connection without keys, with the key of another server, or cut during its handshake")
         return refused
 
@@ -118,7 +118,7 @@ class Link:
         """Return in words what became of the link since the last call, each change once."""
         said = []
         while self._monitor.poll(0):
-            event = int(recv_monitor_message(self._monitor)["event"])
+            event = event_of(self._monitor.recv_multipart())
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 now = "connected"
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:

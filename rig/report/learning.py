@@ -22,6 +22,7 @@ Draw = Callable[[str, Figure | None, str], str]  # name of the file, figure, cap
 
 MOST_LINES = 24  # units with a line of their own; of more the unchosen ones are summarised
 MIDDLE = (10, 90)  # percentiles
+NOT_ASKED = f"{REJECTED}not asked for"  # as models.inception.learner says
 
 
 def section(session: Session, phase: int, report: Report, draw: Draw) -> str:
@@ -162,10 +163,12 @@ def _units(session: Session, report: Report) -> str:
         reasons = [name[len(REJECTED) :] for name in one if name.startswith(REJECTED)]
         verdict = f"<b>{int(one['rank'])}</b>" if "rank" in one else "no: " + escape("; ".join(reasons))
         rows.append([escape(unit), verdict, *(estimate(one, name) for name in ("heldout_r", "r2_er", "oracle"))])
+    asked_for = sum(NOT_ASKED not in one for _, one in each)
+    of = str(len(each)) if asked_for == len(each) else f"{asked_for} that were asked for ({len(each)} recorded)"
     head = ["unit", "chosen", "held-out r (95 %)", "R² of the noise-free tuning (95 %)", "oracle (95 %)"]
     table = as_table(head, rows, frozenset({2, 3, 4}))
     return (
-        f"<p><b>{counted(int(report['chosen']), 'unit')} chosen</b> of {len(session.units)}, after "
+        f"<p><b>{counted(int(report['chosen']), 'unit')} chosen</b> of {of}, after "
         f"{report.get('images_seen', 0):.0f} presentations in the fit.</p><details><summary>All units</summary>{table}"
         "<p>On held-out images: correlation with the mean response; R² with the noise-free tuning, unbiased (Pospisil "
         "and Bair), which may come out below 0 or above 1; oracle: single responses with the mean of their other "

@@ -8,7 +8,8 @@ import errno
 from collections.abc import Callable
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
+
+from rig.links.monitor import event_of
 
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 1000
@@ -63,7 +64,7 @@ class Subscription:
         if self._monitor not in ready:
             return
         while self._monitor.poll(0):
-            made = int(recv_monitor_message(self._monitor)["event"]) == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            made = event_of(self._monitor.recv_multipart()) == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if not made:
                 drain()
                 self._again()

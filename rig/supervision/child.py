@@ -8,6 +8,8 @@ fault of its own for the log). The end of stdin means that the supervisor is gon
 Logging goes to stderr. A counter in shared memory says that the child's loop goes on (`rig.supervision.liveness`).
 """
 
+import atexit
+import gc
 import json
 import os
 import signal
@@ -28,6 +30,16 @@ def shield() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    leave_at_once()
+
+
+def leave_at_once() -> None:
+    """Have the process end as soon as it has done its own clearing up.
+
+    The interpreter would take apart all that the libraries hold, 0.1 to 0.4 s of each child that the session waits for
+    in turn. What is ours was closed before.
+    """
+    atexit.register(gc.freeze)
 
 
 class Stop:

@@ -68,6 +68,7 @@ class SessionFile:
         self.look_for_room()
         self._file = h5py.File(path, "w")
         self._device_clock = ""
+        self._attributes: dict[str, Any] = {}  # of the file, as they were written
         for key, value in {"format": FORMAT, "format_version": FORMAT_VERSION, "clock_statement": _CLOCKS}.items():
             self._file.attrs[key] = value
         for schema in SCHEMAS:
@@ -194,8 +195,8 @@ class SessionFile:
 
     def _write_attributes(self) -> None:
         for name, value in self.fold.attributes.items():
-            if name not in self._file.attrs or self._file.attrs[name] != value:
-                self._file.attrs[name] = value
+            if name not in self._attributes or self._attributes[name] != value:
+                self._file.attrs[name] = self._attributes[name] = value
         names = self.fold.devices.source_names
         clock = f"{DEVICE} {names[0]}" if len(names) == 1 else f"{DEVICE} <source>, the device in the column source"
         if clock != self._device_clock:
