@@ -167,6 +167,7 @@ def test_what_is_not_yet_known_is_a_gap_and_nothing_comes_behind_the_watermark()
     watermark, late = 0, []
     documents: list[Document] = []
     for message in messages(probe):
+        assert units.settled == (message.sample_num >= WARM_UP_S * RATE_HZ)  # of what came before: sessions begin then
         new = fold(units, ledger, [message])
         late += [s for unit in ("MUA0", "MUA1") for s in spikes(new, unit) if s < watermark]
         watermark = next(d.watermark_sample for d in reversed(new) if isinstance(d, Continuity))

@@ -147,6 +147,11 @@ class ThresholdUnits:
         self._end: int | None = None  # of the last block used
         self._refused = False
 
+    @property
+    def settled(self) -> bool:
+        """Whether the noise is known, so that spikes are found; also where none ever will be."""
+        return self._refused or (self._detector is not None and self._detector.noise_sd is not None)
+
     def take(self, data: Data, arrival_host_ns: int, account: Account) -> None:
         """Take one channel of one block, after the account has taken it."""
         if account.run != self._run:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PERIOD_NS = 25_000_000
 FIRST_MESSAGE_NS = 4_000_000_000  # since it listens: a session that cannot start says why in under 10 s
 RECEIVER_UP_NS = 60_000_000_000  # the receiving process takes 0.2 s to come up, on a busy computer far longer
+NOISE_KNOWN_NS = 3_000_000_000  # since the first message; later the session begins without (a channel that is not sent)
 STALL_NS = 200_000_000  # a loop that was held up itself has not read yet what came meanwhile
 LAST_PERIODS = 100
 MOST = 10_000  # messages read in one period: keeps a backlog from delaying documents
@@ -58,6 +59,7 @@ class OpenEphys:
         self._first_refusal: Refusal | None = None
         self._dropped = 0
         self._drained = True  # everything that came was read
+        self._heard_ns = 0  # when the first message came
         self._period_ns = self._start_ns
         channels = () if source.multiunit is None else source.multiunit.channels
         budget_bytes = int(source.byte_budget_mb * 1e6)
@@ -79,9 +81,9 @@ class OpenEphys:
                 if not self._receiver.priority and now < self._start_ns + RECEIVER_UP_NS:
                     listens_ns = now
                 if not ready and self._ledger.total:
-                    ready = True
-                    ready_as = {"source": self._source.name, "endpoint": self._where, "stream": self._stream}
-                    self._say(ready={**ready_as, "receiver": self._receiver.priority, "pid": self._receiver.pid})
+                    if ready := self._settled(now):
+                        ready_as = {"source": self._source.name, "endpoint": self._where, "stream": self._stream}
+                        self._say(ready={**ready_as, "receiver": self._receiver.priority, "pid": self._receiver.pid})
                 elif not ready and now > listens_ns + FIRST_MESSAGE_NS:
                     return self._no_message()
                 if now > checked_ns + 1_000_000_000:
@@ -108,6 +110,12 @@ class OpenEphys:
             self._heartbeat.close()
             if self._gui is not None:
                 self._gui.close()
+
+    def _settled(self, now_ns: int) -> bool:
+        """Return whether presentations may begin: a threshold of our own needs the noise first, if it ever comes."""
+        self._heard_ns = self._heard_ns or now_ns
+        known = self._threshold is None or self._threshold.settled
+        return known or now_ns > self._heard_ns + NOISE_KNOWN_NS
 
     def _finish(self) -> None:
         for document in self._ledger.finish(self._clock.now_ns()):
