@@ -27,8 +27,9 @@ check: lint
 	@.venv/bin/lint-imports
 
 # Most tests run on both cores; those with a screen, and others that keep real time, one after the other and alone.
+# Two test processes that each compute on both cores wait for each other.
 test: check
-	@.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not display and not alone"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not display and not alone"
 	@.venv/bin/python -m pytest -m "(display or alone) and not slow and not chaos"
 
 test-slow: setup
