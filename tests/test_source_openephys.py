@@ -374,6 +374,7 @@ def test_units_of_our_own_threshold_over_the_wire() -> None:
     try:
         with Running(collector, lambda peer, stop, say: OpenEphys(source, peer, HostClock(), stop, say)) as running:
             until_ready(collector, running, gui)
+            ready = gui._first
             run_blocks(collector, gui, 150)
             collector.until(caught_up(collector, gui))
             gaps = [g for c in collector.all(Continuity) for g in c.gaps]
@@ -381,6 +382,7 @@ def test_units_of_our_own_threshold_over_the_wire() -> None:
     finally:
         gui.close()
     blind = max(g.end_sample for g in gaps)
+    assert blind <= ready + gui.server.offset  # a session begins when the noise is known
     found = {(u, s) for u, s in received(collector) if u.startswith("MUA")}
     for channel, unit in ((0, UNITS[0]), (1, UNITS[1])):
         true = [s for u, s in gui.sent if u == unit and blind < s < done]
@@ -391,6 +393,14 @@ def test_units_of_our_own_threshold_over_the_wire() -> None:
         near = [bool((np.abs(mine - s) <= 15).any()) for s in alone]
         assert np.mean(near) > 0.8  # the rest hide under the noise, or behind the dead time of a false crossing
         assert len(mine) <= 1.1 * len(true)
+
+
+def test_a_threshold_on_channels_that_are_not_sent_does_not_keep_a_session_waiting(gui: Gui) -> None:
+    settings = Multiunit(channels=(8, 9), threshold_sd=-5.0)
+    source = OpenEphysSource(name="probe", port=gui.port, http_port=None, multiunit=settings)
+    collector = Collector()
+    with Running(collector, lambda peer, stop, say: OpenEphys(source, peer, HostClock(), stop, say)) as running:
+        until_ready(collector, running, gui)
 
 
 def test_another_stream_than_the_pinned_one(gui: Gui) -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from models import statistics
 from models.truth import build_for
 from models.truth_best import best_hz
+from rig import true_rates
 from rig.cli import app
 from rig.config.reading import ConfigError
 from rig.messages import Entry, ModelUpdated, Proposal, SessionStart, SessionStop
@@ -72,6 +74,10 @@ def test_what_was_found_has_the_sign_of_what_was_measured(journal: Path, tmp_pat
 
 def pair(mei_hz: float, control_hz: float, found: int) -> Pair:
     return Pair("E01#0", "gabor", mei_hz, control_hz, mei_hz - control_hz, 0.01 if found else 0.9, found)
+
+
+def test_as_many_repeats_are_asked_for_as_the_tests_take() -> None:
+    assert true_rates.LEAST_PAIRS == statistics.LEAST_PAIRS
 
 
 def test_comparisons_are_counted_by_how_much_they_truly_differ() -> None:
